@@ -1,0 +1,152 @@
+/*
+ * Copyright (C) the ngx_http_kontext_module authors
+ *
+ * What a chat request says: who talks, in which conversation, and its
+ * messages (chat-apis.md 11 to 13).  The body is scanned in place; of the
+ * history only a hash a message is kept, and the text of the last
+ * KX_MAX_MESSAGES.
+ */
+
+
+#ifndef _KX_CONVERSATION_H_INCLUDED_
+#define _KX_CONVERSATION_H_INCLUDED_
+
+
+#include "hash.h"
+#include "json_scan.h"
+#include "protocol.h"
+#include "reason.h"
+#include "text.h"
+
+
+typedef struct kx_dialect_s       kx_dialect_t;
+typedef struct kx_conversation_s  kx_conversation_t;
+
+
+/* where an identity was found; the lower one wins (chat-apis.md 12) */
+
+typedef enum {
+    KX_IDENTITY_NATIVE = 1,          /* the format's own conversation id */
+    KX_IDENTITY_SAFETY,              /* safety_identifier */
+    KX_IDENTITY_USER,                /* user */
+    KX_IDENTITY_SESSION,             /* session_id */
+    KX_IDENTITY_METADATA,            /* metadata.user_id, metadata.chat_id */
+    KX_IDENTITY_METADATA2,           /* metadata.conversation_id */
+    KX_IDENTITY_METADATA3,           /* metadata.thread_id */
+    KX_IDENTITY_METADATA4,           /* metadata.session_id */
+    KX_IDENTITY_NONE
+} kx_identity_e;
+
+
+typedef struct {
+    kx_identity_e        rank;
+    kx_str_t             value;      /* decoded, 1 to KX_MAX_IDENTITY bytes */
+} kx_identity_t;
+
+
+typedef struct {
+    kx_role_e            role;
+    kx_str_t             content;    /* raw JSON, in the body */
+    uint32_t             index;      /* into hashes */
+} kx_kept_t;
+
+
+struct kx_conversation_s {
+    const kx_dialect_t  *dialect;
+    const kx_pool_t     *pool;
+    unsigned char        key[KX_SIP_KEY_LEN];
+
+    kx_identity_t        user;
+    kx_identity_t        conversation;
+
+    unsigned             stream:1;
+    unsigned             json_mode:1;
+    unsigned             forced_tools:1;
+    unsigned             user_turn:1;     /* the newest message is a user's */
+    unsigned             has_messages:1;
+    unsigned             has_model:1;
+    unsigned             choices;         /* answers asked for, 1 or more */
+
+    /* keyed hashes of role and canonical text of all messages kept */
+    uint64_t            *hashes;
+    uint32_t             nhashes;
+    uint32_t             size;
+
+    /* the last ones, a ring: message i is at i % KX_MAX_MESSAGES */
+    kx_kept_t            kept[KX_MAX_MESSAGES];
+
+    kx_str_t             first;           /* raw content of the first user's */
+};
+
+
+/*
+ * Starts with a dialect; key is a secret of KX_SIP_KEY_LEN bytes that texts
+ * are compared with, pool is where hashes, identities and messages go.
+ */
+void kx_conversation_init(kx_conversation_t *cv, const kx_dialect_t *dialect,
+    const unsigned char *key, const kx_pool_t *pool);
+
+/*
+ * Scans a request body, which must stay as it is until the last call that
+ * takes cv.  Returns KX_REASON_NONE, or KX_REASON_BAD_BODY when it is not
+ * what its format says, or KX_REASON_NO_MEMORY.
+ */
+kx_reason_e kx_conversation_scan(kx_conversation_t *cv,
+    const unsigned char *body, size_t len);
+
+/*
+ * Makes the messages of an ad call: the last ones, oldest first, with their
+ * ids and visible texts; created is left alone.  KX_MAX_CONTENT bytes of text
+ * at most: older messages that do not fit are left out, a newest one that
+ * does not is cut.  digest is that of the newest message.  messages has room
+ * for KX_MAX_MESSAGES.  Returns their number, 0 when there is no memory.
+ */
+unsigned kx_conversation_messages(kx_conversation_t *cv,
+    const kx_str_t *conversation_id, kx_message_t *messages,
+    unsigned char digest[KX_ID_LEN]);
+
+/*
+ * Makes a conversation id for a request that has none: a digest of the user
+ * and of the whole first user message.  Two conversations of one user that
+ * start with the same words get the same one.  dst has room for
+ * KX_MESSAGE_ID_LEN bytes; returns their number.
+ */
+size_t kx_conversation_derive(kx_conversation_t *cv, const kx_str_t *user,
+    unsigned char *dst);
+
+/*
+ * Writes a message id, KX_MESSAGE_ID_LEN characters: "kx1_" and the base32 of
+ * its digest.
+ */
+void kx_message_id(unsigned char *dst, const unsigned char digest[KX_ID_LEN]);
+
+
+/* for the dialects */
+
+/* A message of the request, in order; content is its raw JSON. */
+int kx_conversation_message(kx_conversation_t *cv, kx_role_e role,
+    const kx_str_t *content);
+
+
+/* Forgets all messages: the member was there before and the last one wins. */
+void kx_conversation_restart(kx_conversation_t *cv);
+
+/* Takes an identity, raw JSON string contents, if it is the best so far. */
+int kx_conversation_identity(kx_conversation_t *cv, kx_identity_t *id,
+    kx_identity_e rank, const kx_str_t *raw);
+
+/* Digest of a message from that of its text (chat-apis.md 13, step 4). */
+void kx_message_digest(unsigned char digest[KX_ID_LEN],
+    const kx_str_t *conversation_id, kx_role_e role,
+    const unsigned char text[KX_SHA256_LEN], uint64_t ordinal);
+
+/* How many messages of the request have this hash, among the first n. */
+uint64_t kx_conversation_count(const kx_conversation_t *cv, uint64_t hash,
+    uint32_t n);
+
+/* Starts the keyed hash of a message's text. */
+void kx_conversation_hash(const kx_conversation_t *cv, kx_sip_t *sip,
+    kx_role_e role);
+
+
+#endif /* _KX_CONVERSATION_H_INCLUDED_ */

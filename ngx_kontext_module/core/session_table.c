@@ -1,0 +1,957 @@
+/*
+ * Copyright (C) the ngx_http_kontext_module authors
+ */
+
+
+#include "session_table.h"
+
+
+/* to be changed with the layout of the table or of a record */
+
+#define KX_SESSION_LAYOUT     0x6b78736573730001ULL
+
+/* bounds the arithmetic on sizes, not the memory */
+#define KX_SESSION_MAX_SLOTS  0x40000000
+
+/* idle sessions that are closed whenever one is made */
+#define KX_SESSION_EXPIRE     2
+
+/* an odd number that leaves the multiples of it far apart */
+#define KX_SESSION_STRIDE     0x9e3779b1
+
+
+/*
+ * A process dies between two instructions, so what counts is only that the
+ * compiler leaves the stores in order; memory follows.
+ */
+
+#define kx_barrier()  __asm__ volatile ("" : : : "memory")
+
+
+typedef struct {
+    uint32_t  slots;
+    uint32_t  buckets;
+} kx_session_geometry_t;
+
+
+_Static_assert(sizeof(kx_session_t) == 256, "a session is 256 bytes");
+_Static_assert(sizeof(kx_session_table_t) % sizeof(uint32_t) == 0,
+               "buckets follow the table");
+
+
+static int kx_session_table_geometry(kx_session_geometry_t *g, uint64_t size);
+static uint64_t kx_session_table_offset(uint64_t buckets);
+static int kx_session_table_restore(kx_session_table_t *t);
+static int kx_session_table_heads(kx_session_table_t *t);
+static kx_session_t *kx_session_table_get(kx_session_table_t *t,
+    const unsigned char *key);
+static int kx_session_table_lookup(kx_session_table_t *t,
+    const unsigned char *key, uint32_t *index);
+static unsigned kx_session_table_idle(const kx_session_t *s, uint64_t now,
+    uint64_t idle);
+static void kx_session_table_use(kx_session_table_t *t, kx_session_t *s,
+    uint64_t now);
+static void kx_session_table_expire(kx_session_table_t *t, uint64_t now,
+    uint64_t idle);
+static kx_session_t *kx_session_table_take(kx_session_table_t *t);
+static int kx_session_table_detach(kx_session_table_t *t, uint32_t i);
+static int kx_session_table_front(kx_session_table_t *t, uint32_t i);
+static int kx_session_table_unchain(kx_session_table_t *t, uint32_t i);
+static void kx_session_table_rebuild(kx_session_table_t *t, unsigned keep);
+static uint32_t kx_session_table_sort(kx_session_t *slots, uint32_t list);
+static void kx_session_table_wipe(kx_session_t *s);
+static unsigned kx_session_table_sane(const kx_session_t *s);
+static void kx_session_table_mark(kx_session_table_t *t);
+static void kx_session_table_clear(kx_session_table_t *t);
+static uint32_t *kx_session_table_newer(kx_session_table_t *t, uint32_t i);
+static uint32_t *kx_session_table_older(kx_session_table_t *t, uint32_t i);
+static uint32_t *kx_session_table_bucket(kx_session_table_t *t,
+    const unsigned char *key);
+static uint32_t *kx_session_table_buckets(kx_session_table_t *t);
+static kx_session_t *kx_session_table_slots(kx_session_table_t *t);
+
+
+kx_session_table_t *
+kx_session_table_create(void *mem, size_t size, const unsigned char secret[32])
+{
+    kx_session_table_t     *t;
+    kx_session_geometry_t   g;
+
+    if (kx_session_table_geometry(&g, size) != KX_OK) {
+        return NULL;
+    }
+
+    t = mem;
+
+    /* what was here may not be taken for a table that has half a secret */
+
+    t->magic = 0;
+    t->size = 0;
+    kx_barrier();
+
+    memset(t, 0, sizeof(kx_session_table_t));
+    kx_barrier();
+
+    memcpy(t->secret, secret, sizeof(t->secret));
+    kx_session_table_mark(t);
+
+    t->size = size;
+    t->slots = g.slots;
+    t->buckets = g.buckets;
+
+    kx_session_table_rebuild(t, 0);
+
+    t->repaired = 0;
+    kx_barrier();
+
+    t->magic = KX_SESSION_LAYOUT ^ size;
+
+    return t;
+}
+
+
+kx_session_table_t *
+kx_session_table_attach(void *mem, size_t size)
+{
+    kx_session_table_t     *t;
+    kx_session_geometry_t   g;
+
+    if (kx_session_table_geometry(&g, size) != KX_OK) {
+        return NULL;
+    }
+
+    t = mem;
+
+    if (t->magic != (KX_SESSION_LAYOUT ^ size)
+        || t->size != size
+        || t->slots != g.slots
+        || t->buckets != g.buckets)
+    {
+        return NULL;
+    }
+
+    return t;
+}
+
+
+static int
+kx_session_table_geometry(kx_session_geometry_t *g, uint64_t size)
+{
+    uint64_t  buckets, offset, slots;
+
+    for (buckets = 1; /* void */ ; buckets *= 2) {
+
+        offset = kx_session_table_offset(buckets);
+
+        if (size < offset + sizeof(kx_session_t)) {
+            return KX_DECLINED;
+        }
+
+        slots = (size - offset) / sizeof(kx_session_t);
+
+        if (slots > KX_SESSION_MAX_SLOTS) {
+            slots = KX_SESSION_MAX_SLOTS;
+        }
+
+        if (buckets * 2 >= slots) {
+            break;
+        }
+    }
+
+    g->slots = (uint32_t) slots;
+    g->buckets = (uint32_t) buckets;
+
+    return KX_OK;
+}
+
+
+static uint64_t
+kx_session_table_offset(uint64_t buckets)
+{
+    uint64_t  offset;
+
+    offset = sizeof(kx_session_table_t) + buckets * sizeof(uint32_t);
+
+    return (offset + 63) & ~(uint64_t) 63;
+}
+
+
+int
+kx_session_table_check(kx_session_table_t *t)
+{
+    int  rc;
+
+    rc = kx_session_table_restore(t);
+
+    if (rc == KX_ERROR) {
+        return KX_ERROR;
+    }
+
+    if (rc == KX_OK
+        && t->dirty == 0
+        && kx_session_table_heads(t) == KX_OK)
+    {
+        return KX_OK;
+    }
+
+    kx_session_table_rebuild(t, 1);
+
+    return KX_DONE;
+}
+
+
+/*
+ * The size is told three times: as it is, by the magic, and by the numbers of
+ * slots and buckets.  Two that agree correct the third.
+ */
+
+static int
+kx_session_table_restore(kx_session_table_t *t)
+{
+    unsigned               i;
+    uint64_t               size[2];
+    kx_session_geometry_t  g;
+
+    size[0] = t->size;
+    size[1] = t->magic ^ KX_SESSION_LAYOUT;
+
+    for (i = 0; i < 2; i++) {
+
+        if (kx_session_table_geometry(&g, size[i]) != KX_OK) {
+            continue;
+        }
+
+        if (t->slots == g.slots && t->buckets == g.buckets) {
+
+            if (size[0] == size[1]) {
+                return KX_OK;
+            }
+
+        } else if (size[0] != size[1]) {
+            continue;
+        }
+
+        kx_session_table_mark(t);
+
+        t->slots = g.slots;
+        t->buckets = g.buckets;
+        t->size = size[i];
+        t->magic = KX_SESSION_LAYOUT ^ size[i];
+
+        return KX_DONE;
+    }
+
+    /* how much memory there is nobody knows: a table without any slots */
+
+    t->size = 0;
+    t->slots = 0;
+    t->buckets = 1;
+
+    kx_session_table_rebuild(t, 0);
+
+    return KX_ERROR;
+}
+
+
+static int
+kx_session_table_heads(kx_session_table_t *t)
+{
+    if (t->used > t->slots) {
+        return KX_ERROR;
+    }
+
+    if (t->used == t->slots) {
+        if (t->free != KX_SESSION_NONE) {
+            return KX_ERROR;
+        }
+
+    } else if (t->free >= t->slots) {
+        return KX_ERROR;
+    }
+
+    if (t->used == 0) {
+        if (t->newest != KX_SESSION_NONE || t->oldest != KX_SESSION_NONE) {
+            return KX_ERROR;
+        }
+
+    } else if (t->newest >= t->slots || t->oldest >= t->slots) {
+        return KX_ERROR;
+    }
+
+    return KX_OK;
+}
+
+
+kx_session_t *
+kx_session_table_find(kx_session_table_t *t,
+    const unsigned char key[KX_ID_LEN], uint64_t now, uint64_t idle)
+{
+    kx_session_t  *s;
+
+    s = kx_session_table_get(t, key);
+
+    if (s == NULL) {
+        return NULL;
+    }
+
+    if (kx_session_table_idle(s, now, idle)) {
+        kx_session_table_close(t, s);
+        t->expired++;
+        return NULL;
+    }
+
+    kx_session_table_use(t, s, now);
+
+    return s;
+}
+
+
+static kx_session_t *
+kx_session_table_get(kx_session_table_t *t, const unsigned char *key)
+{
+    int            rc;
+    uint32_t       i;
+    kx_session_t  *s;
+
+    rc = kx_session_table_lookup(t, key, &i);
+
+    if (rc == KX_ERROR) {
+        kx_session_table_rebuild(t, 1);
+        rc = kx_session_table_lookup(t, key, &i);
+    }
+
+    if (rc == KX_ERROR) {
+        kx_session_table_rebuild(t, 0);
+    }
+
+    if (rc != KX_OK) {
+        return NULL;
+    }
+
+    s = &kx_session_table_slots(t)[i];
+
+    if (!kx_session_table_sane(s)) {
+        kx_session_table_close(t, s);
+        return NULL;
+    }
+
+    return s;
+}
+
+
+static int
+kx_session_table_lookup(kx_session_table_t *t, const unsigned char *key,
+    uint32_t *index)
+{
+    uint32_t       i, n;
+    kx_session_t  *slots;
+
+    n = 0;
+    slots = kx_session_table_slots(t);
+
+    for (i = *kx_session_table_bucket(t, key);
+         i != KX_SESSION_NONE;
+         i = slots[i].next)
+    {
+        if (i >= t->slots || n++ == t->slots || !slots[i].live) {
+            return KX_ERROR;
+        }
+
+        if (memcmp(slots[i].key, key, KX_ID_LEN) == 0) {
+            *index = i;
+            return KX_OK;
+        }
+    }
+
+    return KX_DECLINED;
+}
+
+
+static unsigned
+kx_session_table_idle(const kx_session_t *s, uint64_t now, uint64_t idle)
+{
+    /* the clock of another process may be ahead by a little */
+
+    return now > s->used && now - s->used > idle;
+}
+
+
+static void
+kx_session_table_use(kx_session_table_t *t, kx_session_t *s, uint64_t now)
+{
+    uint32_t  i;
+
+    i = (uint32_t) (s - kx_session_table_slots(t));
+
+    kx_session_table_mark(t);
+
+    s->used = now;
+
+    if (kx_session_table_detach(t, i) != KX_OK
+        || kx_session_table_front(t, i) != KX_OK)
+    {
+        kx_session_table_rebuild(t, 1);
+        return;
+    }
+
+    kx_session_table_clear(t);
+}
+
+
+kx_session_t *
+kx_session_table_open(kx_session_table_t *t,
+    const unsigned char key[KX_ID_LEN], uint64_t user, uint64_t now,
+    uint64_t wall, uint64_t idle, unsigned *created)
+{
+    uint32_t       i, *bucket;
+    kx_session_t  *s;
+
+    *created = 0;
+
+    s = kx_session_table_get(t, key);
+
+    if (s) {
+        if (kx_session_table_idle(s, now, idle)) {
+            t->expired++;
+
+        } else if (s->user == user) {
+            kx_session_table_use(t, s, now);
+            return s;
+        }
+
+        kx_session_table_close(t, s);
+    }
+
+    kx_session_table_expire(t, now, idle);
+
+    s = kx_session_table_take(t);
+
+    if (s == NULL) {
+        kx_session_table_rebuild(t, 1);
+        s = kx_session_table_take(t);
+    }
+
+    if (s == NULL) {
+        kx_session_table_rebuild(t, 0);
+        return NULL;
+    }
+
+    i = (uint32_t) (s - kx_session_table_slots(t));
+    bucket = kx_session_table_bucket(t, key);
+
+    kx_session_table_mark(t);
+
+    t->free = s->next;
+    t->used++;
+    t->opened++;
+
+    kx_session_table_wipe(s);
+
+    memcpy(s->key, key, KX_ID_LEN);
+    s->user = user;
+    s->created = wall;
+    s->used = now;
+
+    /* what an earlier session of this key has asked for is no answer here */
+
+    s->seq = t->opened * KX_SESSION_STRIDE;
+    s->init_seq = s->seq;
+
+    s->next = *bucket;
+    *bucket = i;
+
+    /* from here on a repair keeps it */
+
+    kx_barrier();
+    s->live = 1;
+    kx_barrier();
+
+    if (kx_session_table_front(t, i) != KX_OK) {
+        kx_session_table_rebuild(t, 1);
+
+    } else {
+        kx_session_table_clear(t);
+    }
+
+    *created = 1;
+
+    return s;
+}
+
+
+static void
+kx_session_table_expire(kx_session_table_t *t, uint64_t now, uint64_t idle)
+{
+    unsigned       n;
+    kx_session_t  *s;
+
+    for (n = 0; n < KX_SESSION_EXPIRE; n++) {
+
+        if (t->oldest >= t->slots) {
+            return;
+        }
+
+        s = &kx_session_table_slots(t)[t->oldest];
+
+        if (!kx_session_table_idle(s, now, idle)) {
+            return;
+        }
+
+        kx_session_table_close(t, s);
+        t->expired++;
+    }
+}
+
+
+/* A free slot, which stays in its chain; NULL: the table is damaged. */
+
+static kx_session_t *
+kx_session_table_take(kx_session_table_t *t)
+{
+    kx_session_t  *s, *slots;
+
+    slots = kx_session_table_slots(t);
+
+    if (t->used >= t->slots && t->oldest < t->slots) {
+        kx_session_table_close(t, &slots[t->oldest]);
+        t->evicted++;
+    }
+
+    if (t->free >= t->slots) {
+        return NULL;
+    }
+
+    s = &slots[t->free];
+
+    if (s->live || (s->next >= t->slots && s->next != KX_SESSION_NONE)) {
+        return NULL;
+    }
+
+    return s;
+}
+
+
+void
+kx_session_table_close(kx_session_table_t *t, kx_session_t *s)
+{
+    size_t  i;
+
+    i = s - kx_session_table_slots(t);
+
+    if (i >= t->slots || !s->live) {
+        return;
+    }
+
+    kx_session_table_mark(t);
+
+    s->live = 0;
+    kx_barrier();
+
+    if (kx_session_table_detach(t, i) != KX_OK
+        || kx_session_table_unchain(t, i) != KX_OK)
+    {
+        kx_session_table_rebuild(t, 1);
+        return;
+    }
+
+    kx_session_table_wipe(s);
+
+    s->next = t->free;
+    t->free = i;
+    t->used--;
+
+    kx_session_table_clear(t);
+}
+
+
+static int
+kx_session_table_detach(kx_session_table_t *t, uint32_t i)
+{
+    uint32_t      *newer, *older;
+    kx_session_t  *s;
+
+    s = &kx_session_table_slots(t)[i];
+
+    older = kx_session_table_older(t, s->newer);
+    newer = kx_session_table_newer(t, s->older);
+
+    if (older == NULL || *older != i || newer == NULL || *newer != i) {
+        return KX_ERROR;
+    }
+
+    *older = s->older;
+    *newer = s->newer;
+
+    return KX_OK;
+}
+
+
+static int
+kx_session_table_front(kx_session_table_t *t, uint32_t i)
+{
+    uint32_t      *newer;
+    kx_session_t  *s;
+
+    newer = kx_session_table_newer(t, t->newest);
+
+    if (newer == NULL || *newer != KX_SESSION_NONE) {
+        return KX_ERROR;
+    }
+
+    s = &kx_session_table_slots(t)[i];
+
+    s->newer = KX_SESSION_NONE;
+    s->older = t->newest;
+
+    *newer = i;
+    t->newest = i;
+
+    return KX_OK;
+}
+
+
+static int
+kx_session_table_unchain(kx_session_table_t *t, uint32_t i)
+{
+    uint32_t       n, *link;
+    kx_session_t  *slots;
+
+    slots = kx_session_table_slots(t);
+    link = kx_session_table_bucket(t, slots[i].key);
+
+    for (n = 0; *link != i; n++) {
+
+        if (*link >= t->slots || n == t->slots) {
+            return KX_ERROR;
+        }
+
+        link = &slots[*link].next;
+    }
+
+    *link = slots[i].next;
+
+    return KX_OK;
+}
+
+
+void
+kx_session_table_change(kx_session_table_t *t, kx_session_t *s)
+{
+    kx_session_table_mark(t);
+
+    s->busy = 1;
+    kx_barrier();
+}
+
+
+void
+kx_session_table_changed(kx_session_table_t *t, kx_session_t *s)
+{
+    kx_barrier();
+    s->busy = 0;
+
+    kx_session_table_clear(t);
+}
+
+
+/*
+ * Links everything anew from what the records say of themselves; whoever dies
+ * in here leaves the mark, and the next one starts over.
+ */
+
+static void
+kx_session_table_rebuild(kx_session_table_t *t, unsigned keep)
+{
+    uint32_t       i, list, *buckets, *bucket;
+    kx_session_t  *s, *slots;
+
+    kx_session_table_mark(t);
+
+    slots = kx_session_table_slots(t);
+    buckets = kx_session_table_buckets(t);
+
+    for (i = 0; i < t->buckets; i++) {
+        buckets[i] = KX_SESSION_NONE;
+    }
+
+    list = KX_SESSION_NONE;
+
+    t->used = 0;
+    t->free = KX_SESSION_NONE;
+
+    for (i = t->slots; i-- > 0; /* void */ ) {
+        s = &slots[i];
+
+        if (keep && kx_session_table_sane(s)) {
+            s->newer = list;
+            list = i;
+            t->used++;
+            continue;
+        }
+
+        kx_session_table_wipe(s);
+
+        s->next = t->free;
+        t->free = i;
+    }
+
+    list = kx_session_table_sort(slots, list);
+
+    t->oldest = list;
+    t->newest = KX_SESSION_NONE;
+
+    for (i = list; i != KX_SESSION_NONE; i = s->newer) {
+        s = &slots[i];
+
+        s->older = t->newest;
+        t->newest = i;
+
+        bucket = kx_session_table_bucket(t, s->key);
+        s->next = *bucket;
+        *bucket = i;
+    }
+
+    t->repaired++;
+
+    kx_session_table_clear(t);
+}
+
+
+/* A bottom-up merge sort, the least recently used first. */
+
+static uint32_t
+kx_session_table_sort(kx_session_t *slots, uint32_t list)
+{
+    uint32_t  left, right, last, i, nleft, nright, width, merges;
+
+    width = 1;
+
+    do {
+        left = list;
+        list = KX_SESSION_NONE;
+        last = KX_SESSION_NONE;
+        merges = 0;
+
+        while (left != KX_SESSION_NONE) {
+            merges++;
+            right = left;
+            nright = width;
+
+            for (nleft = 0;
+                 nleft < width && right != KX_SESSION_NONE;
+                 nleft++)
+            {
+                right = slots[right].newer;
+            }
+
+            while (nleft || (nright && right != KX_SESSION_NONE)) {
+
+                if (nleft
+                    && (nright == 0
+                        || right == KX_SESSION_NONE
+                        || slots[left].used <= slots[right].used))
+                {
+                    i = left;
+                    left = slots[left].newer;
+                    nleft--;
+
+                } else {
+                    i = right;
+                    right = slots[right].newer;
+                    nright--;
+                }
+
+                if (last == KX_SESSION_NONE) {
+                    list = i;
+
+                } else {
+                    slots[last].newer = i;
+                }
+
+                last = i;
+            }
+
+            left = right;
+        }
+
+        if (last != KX_SESSION_NONE) {
+            slots[last].newer = KX_SESSION_NONE;
+        }
+
+        width *= 2;
+
+    } while (merges > 1);
+
+    return list;
+}
+
+
+static void
+kx_session_table_wipe(kx_session_t *s)
+{
+    /* half a record must not look like a session */
+
+    s->live = 0;
+    kx_barrier();
+
+    memset(s, 0, sizeof(kx_session_t));
+    kx_barrier();
+}
+
+
+static unsigned
+kx_session_table_sane(const kx_session_t *s)
+{
+    static const unsigned char  zero[KX_ID_LEN];
+
+    return s->live == 1
+           && s->busy == 0
+           && s->init <= KX_INIT_DONE
+           && s->turn <= KX_TURN_NO_FILL
+           && s->nbids <= KX_MAX_BIDS
+           && s->code[KX_SESSION_CODE_LEN - 1] == '\0'
+           && memcmp(s->key, zero, KX_ID_LEN) != 0;
+}
+
+
+static void
+kx_session_table_mark(kx_session_table_t *t)
+{
+    t->dirty = 1;
+    kx_barrier();
+}
+
+
+static void
+kx_session_table_clear(kx_session_table_t *t)
+{
+    kx_barrier();
+    t->dirty = 0;
+    kx_barrier();
+}
+
+
+/* Where the index of the one that is newer than i is kept. */
+
+static uint32_t *
+kx_session_table_newer(kx_session_table_t *t, uint32_t i)
+{
+    if (i == KX_SESSION_NONE) {
+        return &t->oldest;
+    }
+
+    return (i < t->slots) ? &kx_session_table_slots(t)[i].newer : NULL;
+}
+
+
+static uint32_t *
+kx_session_table_older(kx_session_table_t *t, uint32_t i)
+{
+    if (i == KX_SESSION_NONE) {
+        return &t->newest;
+    }
+
+    return (i < t->slots) ? &kx_session_table_slots(t)[i].older : NULL;
+}
+
+
+static uint32_t *
+kx_session_table_bucket(kx_session_table_t *t, const unsigned char *key)
+{
+    uint32_t  h;
+
+    /* a key is a keyed digest: nobody chooses its bucket */
+
+    memcpy(&h, key, sizeof(uint32_t));
+
+    return &kx_session_table_buckets(t)[h & (t->buckets - 1)];
+}
+
+
+static uint32_t *
+kx_session_table_buckets(kx_session_table_t *t)
+{
+    return (uint32_t *) (t + 1);
+}
+
+
+static kx_session_t *
+kx_session_table_slots(kx_session_table_t *t)
+{
+    unsigned char  *p;
+
+    p = (unsigned char *) t;
+
+    return (kx_session_t *) (p + kx_session_table_offset(t->buckets));
+}
+
+
+int
+kx_session_table_verify(kx_session_table_t *t)
+{
+    uint32_t               i, j, n, newer, *buckets;
+    kx_session_t          *slots;
+    kx_session_geometry_t  g;
+
+    if (kx_session_table_geometry(&g, t->size) != KX_OK
+        || t->slots != g.slots
+        || t->buckets != g.buckets
+        || t->magic != (KX_SESSION_LAYOUT ^ t->size)
+        || t->dirty
+        || kx_session_table_heads(t) != KX_OK)
+    {
+        return KX_ERROR;
+    }
+
+    slots = kx_session_table_slots(t);
+    buckets = kx_session_table_buckets(t);
+
+    n = 0;
+    newer = KX_SESSION_NONE;
+
+    for (i = t->newest; i != KX_SESSION_NONE; i = slots[i].older) {
+
+        if (i >= t->slots
+            || n++ == t->used
+            || slots[i].newer != newer
+            || !kx_session_table_sane(&slots[i]))
+        {
+            return KX_ERROR;
+        }
+
+        newer = i;
+    }
+
+    if (n != t->used || t->oldest != newer) {
+        return KX_ERROR;
+    }
+
+    n = 0;
+
+    for (j = 0; j < t->buckets; j++) {
+
+        for (i = buckets[j]; i != KX_SESSION_NONE; i = slots[i].next) {
+
+            if (i >= t->slots
+                || n++ == t->used
+                || !slots[i].live
+                || kx_session_table_bucket(t, slots[i].key) != &buckets[j])
+            {
+                return KX_ERROR;
+            }
+        }
+    }
+
+    if (n != t->used) {
+        return KX_ERROR;
+    }
+
+    for (i = t->free; i != KX_SESSION_NONE; i = slots[i].next) {
+
+        if (i >= t->slots || n++ == t->slots || slots[i].live) {
+            return KX_ERROR;
+        }
+    }
+
+    return (n == t->slots) ? KX_OK : KX_ERROR;
+}

@@ -1,0 +1,98 @@
+/*
+ * Copyright (C) the ngx_http_kontext_module authors
+ *
+ * A table of sessions in one block of shared memory: an array of records,
+ * hash chains and a list in order of use, all by index.  The caller locks.
+ *
+ * A process may die at any instruction while it changes the table, and its
+ * lock may then be taken over.  Therefore each change is bracketed by a mark
+ * in the table and one in the record; whoever finds the mark of the table
+ * set drops the records that were being changed and links the others anew.
+ * Nothing that is read from the memory is trusted: indices are checked, walks
+ * are bounded, and a table that makes no sense is formatted.
+ */
+
+
+#ifndef _KX_SESSION_TABLE_H_INCLUDED_
+#define _KX_SESSION_TABLE_H_INCLUDED_
+
+
+#include "hash.h"
+#include "session.h"
+
+
+#define KX_SESSION_NONE  0xffffffff
+
+
+typedef struct {
+    uint64_t        magic;           /* changes with the layout */
+    uint64_t        size;            /* of the whole block, bytes */
+    uint32_t        slots;
+    uint32_t        buckets;         /* a power of two */
+    uint32_t        dirty;           /* a change is under way */
+    uint32_t        used;            /* live sessions */
+    uint32_t        free;            /* chain of free slots, by next */
+    uint32_t        newest;
+    uint32_t        oldest;
+    uint32_t        opened;          /* sessions ever made, modulo 2^32 */
+    uint64_t        evicted;         /* counters since the block was made */
+    uint64_t        expired;
+    uint64_t        repaired;
+    unsigned char   secret[32];      /* keys of kx_sip_init() */
+    /* buckets of uint32_t, then the slots */
+} kx_session_table_t;
+
+
+/*
+ * Formats size bytes at mem (aligned to 64).  secret is random.  Returns the
+ * table, at the same address, or NULL when the block cannot hold a session.
+ */
+kx_session_table_t *kx_session_table_create(void *mem, size_t size,
+    const unsigned char secret[32]);
+
+/*
+ * Takes over a block that another process or cycle has formatted.  NULL if it
+ * is of another layout or size.
+ */
+kx_session_table_t *kx_session_table_attach(void *mem, size_t size);
+
+/*
+ * To be called each time the lock was taken, before anything else: repairs
+ * the table if a process died within a change.  Returns KX_OK, or KX_DONE
+ * after a repair.  KX_ERROR: the words that tell the size of the block are
+ * lost; the table finds and opens nothing until it is created anew.
+ */
+int kx_session_table_check(kx_session_table_t *t);
+
+/*
+ * Finds the session of a key and moves it to the front; if it was last used
+ * more than idle ms ago it is closed instead.  NULL: there is none.
+ */
+kx_session_t *kx_session_table_find(kx_session_table_t *t,
+    const unsigned char key[KX_ID_LEN], uint64_t now, uint64_t idle);
+
+/*
+ * Finds or makes the session of a key and a user.  One of another user is
+ * closed first; a full table closes idle sessions and then the least recently
+ * used one.  *created tells whether it is new.  NULL: the table is damaged
+ * beyond repair; it has been formatted.
+ */
+kx_session_t *kx_session_table_open(kx_session_table_t *t,
+    const unsigned char key[KX_ID_LEN], uint64_t user, uint64_t now,
+    uint64_t wall, uint64_t idle, unsigned *created);
+
+/* Closes a session: its slot is free, its contents are gone. */
+void kx_session_table_close(kx_session_table_t *t, kx_session_t *s);
+
+/* Bracket every change of a record. */
+void kx_session_table_change(kx_session_table_t *t, kx_session_t *s);
+void kx_session_table_changed(kx_session_table_t *t, kx_session_t *s);
+
+/*
+ * Checks every link of the table; for tests and assertions.  KX_OK or
+ * KX_ERROR.
+ */
+int kx_session_table_verify(kx_session_table_t *t);
+
+
+#endif /* _KX_SESSION_TABLE_H_INCLUDED_ */

@@ -1,0 +1,381 @@
+/*
+ * Copyright (C) the ngx_http_kontext_module authors
+ */
+
+
+#include "text.h"
+
+
+#define KX_TEXT_EACH  ((uint64_t) 0x0101010101010101ULL)
+#define KX_TEXT_HIGH  ((uint64_t) 0x8080808080808080ULL)
+#define KX_TEXT_LOW   ((uint64_t) 0x7f7f7f7f7f7f7f7fULL)
+
+#define kx_text_space(c)                                                      \
+    ((c) == ' ' || ((c) >= '\t' && (c) <= '\r'))
+
+
+typedef struct {
+    kx_str_t  open;
+    kx_str_t  close;
+} kx_text_tag_t;
+
+
+static const unsigned char *kx_text_block(kx_text_t *t,
+    const unsigned char *p, const unsigned char *last);
+static const unsigned char *kx_text_tag(kx_text_t *t, const unsigned char *p,
+    const unsigned char *last);
+static const unsigned char *kx_text_angle(const unsigned char *p,
+    const unsigned char *last);
+static void kx_text_plain(kx_text_t *t, const unsigned char *p,
+    const unsigned char *last);
+static void kx_text_canonical(kx_text_t *t, const unsigned char *p,
+    const unsigned char *last);
+static const unsigned char *kx_text_run(const unsigned char *p,
+    const unsigned char *last);
+static unsigned kx_text_folded(const unsigned char *p);
+static void kx_text_visible(kx_text_t *t, const unsigned char *p,
+    const unsigned char *last);
+static void kx_text_out(kx_text_t *t, const unsigned char *p, size_t len);
+
+
+/* blocks count from 1; the first two characters of a tag tell which it is */
+
+enum {
+    KX_TEXT_THINK = 1,
+    KX_TEXT_DETAILS
+};
+
+
+static const kx_text_tag_t  kx_text_tags[] = {
+    { kx_string(""), kx_string("") },
+    { kx_string("<think>"), kx_string("</think>") },
+    { kx_string("<details type=\"reasoning\""), kx_string("</details>") }
+};
+
+
+void
+kx_text_init(kx_text_t *t, kx_text_form_e form, kx_sink_pt sink, void *data)
+{
+    memset(t, 0, sizeof(kx_text_t));
+
+    t->form = form;
+    t->sink = sink;
+    t->data = data;
+}
+
+
+void
+kx_text_feed(void *data, const unsigned char *p, size_t len)
+{
+    kx_text_t            *t = data;
+    const unsigned char  *last, *angle;
+
+    if (len == 0) {
+        return;
+    }
+
+    last = p + len;
+
+    while (p < last) {
+
+        if (t->block) {
+            p = kx_text_block(t, p, last);
+            continue;
+        }
+
+        if (t->matched) {
+            p = kx_text_tag(t, p, last);
+            continue;
+        }
+
+        angle = kx_text_angle(p, last);
+
+        kx_text_plain(t, p, angle);
+
+        if (angle == last) {
+            return;
+        }
+
+        t->tag = KX_TEXT_THINK;
+        t->matched = 1;
+
+        p = angle + 1;
+    }
+}
+
+
+void
+kx_text_finish(kx_text_t *t)
+{
+    const kx_str_t  *tag;
+
+    if (t->block == 0 && t->matched) {
+        tag = &kx_text_tags[t->tag].open;
+        kx_text_plain(t, tag->data, tag->data + t->matched);
+    }
+
+    t->block = 0;
+    t->matched = 0;
+    t->space = 0;
+}
+
+
+/* looks for the end of a block */
+
+static const unsigned char *
+kx_text_block(kx_text_t *t, const unsigned char *p, const unsigned char *last)
+{
+    const kx_str_t  *tag;
+
+    tag = &kx_text_tags[t->block].close;
+
+    while (p < last) {
+
+        if (t->matched == 0) {
+            p = memchr(p, '<', (size_t) (last - p));
+
+            if (p == NULL) {
+                return last;
+            }
+        }
+
+        if (*p != tag->data[t->matched]) {
+
+            /* the character may be the first one of the tag */
+
+            t->matched = 0;
+
+            if (*p != '<') {
+                p++;
+                continue;
+            }
+        }
+
+        p++;
+
+        if (++t->matched == tag->len) {
+            t->block = 0;
+            t->matched = 0;
+            break;
+        }
+    }
+
+    return p;
+}
+
+
+/* goes on with a tag that may open a block */
+
+static const unsigned char *
+kx_text_tag(kx_text_t *t, const unsigned char *p, const unsigned char *last)
+{
+    size_t           matched;
+    const kx_str_t  *tag;
+
+    if (t->matched == 1 && *p == 'd') {
+        t->tag = KX_TEXT_DETAILS;
+    }
+
+    tag = &kx_text_tags[t->tag].open;
+
+    while (p < last) {
+
+        if (*p != tag->data[t->matched]) {
+            matched = t->matched;
+            t->matched = 0;
+
+            kx_text_plain(t, tag->data, tag->data + matched);
+            break;
+        }
+
+        p++;
+
+        if (++t->matched == tag->len) {
+            t->block = t->tag;
+            t->matched = 0;
+            t->skip = (t->out == 0);
+            break;
+        }
+    }
+
+    return p;
+}
+
+
+/* the place of a "<" that may be the first character of a tag, or last */
+
+static const unsigned char *
+kx_text_angle(const unsigned char *p, const unsigned char *last)
+{
+    while (p < last) {
+        p = memchr(p, '<', (size_t) (last - p));
+
+        if (p == NULL) {
+            break;
+        }
+
+        if (p + 1 == last || p[1] == 't' || p[1] == 'd') {
+            return p;
+        }
+
+        p++;
+    }
+
+    return last;
+}
+
+
+/* text without tags */
+
+static void
+kx_text_plain(kx_text_t *t, const unsigned char *p, const unsigned char *last)
+{
+    if (t->form == KX_TEXT_CANONICAL) {
+        kx_text_canonical(t, p, last);
+
+    } else {
+        kx_text_visible(t, p, last);
+    }
+}
+
+
+static void
+kx_text_canonical(kx_text_t *t, const unsigned char *p,
+    const unsigned char *last)
+{
+    const unsigned char  *end;
+
+    while (p < last) {
+
+        if (kx_text_space(*p)) {
+            t->space = 1;
+            p++;
+            continue;
+        }
+
+        if (t->space && t->out) {
+            kx_text_out(t, (unsigned char *) " ", 1);
+        }
+
+        t->space = 0;
+
+        end = kx_text_run(p, last);
+
+        kx_text_out(t, p, (size_t) (end - p));
+
+        p = end;
+    }
+}
+
+
+/*
+ * The end of what may be passed on as it is: p is at a character that is not
+ * white space, and each white space after it up to the end is one space with
+ * another character behind it.
+ */
+
+static const unsigned char *
+kx_text_run(const unsigned char *p, const unsigned char *last)
+{
+    while (last - p >= 8 && kx_text_folded(p)) {
+        p += 8 - (p[7] == ' ');
+    }
+
+    while (p < last) {
+
+        if (!kx_text_space(*p)) {
+            p++;
+            continue;
+        }
+
+        if (*p != ' ' || p + 1 == last || kx_text_space(p[1])) {
+            break;
+        }
+
+        p += 2;
+    }
+
+    return p;
+}
+
+
+/* are there no control characters and no two spaces in these 8 bytes? */
+
+static unsigned
+kx_text_folded(const unsigned char *p)
+{
+    uint64_t  w, space, spaces;
+
+    memcpy(&w, p, 8);
+
+    /* exact, other than the usual test for a zero byte: nothing carries */
+
+    space = w ^ (' ' * KX_TEXT_EACH);
+    spaces = ~(((space & KX_TEXT_LOW) + KX_TEXT_LOW) | space | KX_TEXT_LOW);
+
+    return (((w - ' ' * KX_TEXT_EACH) & ~w & KX_TEXT_HIGH)
+            | (spaces & (spaces << 8))) == 0;
+}
+
+
+static void
+kx_text_visible(kx_text_t *t, const unsigned char *p,
+    const unsigned char *last)
+{
+    const unsigned char  *cr;
+
+    if (t->skip) {
+
+        while (p < last && kx_text_space(*p)) {
+            p++;
+        }
+
+        if (p == last) {
+            return;
+        }
+
+        t->skip = 0;
+    }
+
+    while (p < last) {
+
+        if (t->cr) {
+            t->cr = 0;
+
+            if (*p == '\n') {
+                p++;
+                continue;
+            }
+        }
+
+        cr = memchr(p, '\r', (size_t) (last - p));
+
+        if (cr == NULL) {
+            kx_text_out(t, p, (size_t) (last - p));
+            return;
+        }
+
+        if (cr > p) {
+            kx_text_out(t, p, (size_t) (cr - p));
+        }
+
+        p = cr + 1;
+
+        /* an LF at hand is given out with what follows it */
+
+        if (p < last && *p == '\n') {
+            continue;
+        }
+
+        kx_text_out(t, (unsigned char *) "\n", 1);
+        t->cr = 1;
+    }
+}
+
+
+static void
+kx_text_out(kx_text_t *t, const unsigned char *p, size_t len)
+{
+    t->out += len;
+    t->sink(t->data, p, len);
+}

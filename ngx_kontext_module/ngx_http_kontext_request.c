@@ -1,0 +1,828 @@
+/*
+ * Copyright (C) the ngx_http_kontext_module authors
+ */
+
+
+#include "ngx_http_kontext.h"
+
+
+typedef enum {
+    NGX_HTTP_KONTEXT_MODE_OFF = 0,
+    NGX_HTTP_KONTEXT_MODE_ON,
+    NGX_HTTP_KONTEXT_MODE_TRACK
+} ngx_http_kontext_mode_e;
+
+
+static ngx_int_t ngx_http_kontext_mode(ngx_http_request_t *r,
+    ngx_http_kontext_loc_conf_t *klcf, ngx_http_kontext_mode_e *mode);
+static ngx_http_kontext_ctx_t *ngx_http_kontext_create_ctx(
+    ngx_http_request_t *r, ngx_http_kontext_loc_conf_t *klcf);
+static void ngx_http_kontext_finalize(void *data);
+static void ngx_http_kontext_cleanup(void *data);
+static kx_reason_e ngx_http_kontext_check_request(ngx_http_request_t *r,
+    ngx_http_kontext_loc_conf_t *klcf);
+static ngx_uint_t ngx_http_kontext_is_json(ngx_str_t *type);
+static void ngx_http_kontext_body_handler(ngx_http_request_t *r);
+static ngx_int_t ngx_http_kontext_identity_encoding(ngx_http_request_t *r);
+static void ngx_http_kontext_analyse_handler(ngx_event_t *ev);
+static kx_reason_e ngx_http_kontext_read_body(ngx_http_kontext_ctx_t *ctx,
+    ngx_str_t *body, u_char **copy);
+static kx_reason_e ngx_http_kontext_understand(ngx_http_kontext_ctx_t *ctx,
+    ngx_str_t *body);
+static ngx_int_t ngx_http_kontext_identify(ngx_http_kontext_ctx_t *ctx);
+static ngx_int_t ngx_http_kontext_value(ngx_http_request_t *r,
+    ngx_http_complex_value_t *cv, ngx_str_t *value);
+static ngx_int_t ngx_http_kontext_identity(ngx_http_request_t *r,
+    ngx_http_complex_value_t *cv, ngx_str_t *header, ngx_str_t *value);
+static ngx_int_t ngx_http_kontext_weak_user(ngx_http_kontext_ctx_t *ctx);
+static void ngx_http_kontext_session_key(ngx_http_kontext_ctx_t *ctx);
+static void *ngx_http_kontext_alloc(void *data, size_t size);
+
+
+static ngx_str_t  ngx_http_kontext_user_header =
+    ngx_string("x-openwebui-user-id");
+
+static ngx_str_t  ngx_http_kontext_chat_header =
+    ngx_string("x-openwebui-chat-id");
+
+/* chat-apis.md 12: clients that name their session */
+
+static ngx_str_t  ngx_http_kontext_session_headers[] = {
+    ngx_string("x-claude-code-session-id"),
+    ngx_string("session-id"),
+    ngx_string("session_id"),
+    ngx_string("x-opencode-session"),
+    ngx_string("x-session-id"),
+    ngx_string("x-session-affinity"),
+    ngx_null_string
+};
+
+static ngx_str_t  ngx_http_kontext_credentials[] = {
+    ngx_string("authorization"),
+    ngx_string("x-api-key"),
+    ngx_string("api-key"),
+    ngx_string("x-goog-api-key"),
+    ngx_null_string
+};
+
+
+ngx_http_kontext_ctx_t *
+ngx_http_kontext_get_ctx(ngx_http_request_t *r)
+{
+    ngx_pool_cleanup_t      *cln;
+    ngx_http_kontext_ctx_t  *ctx;
+
+    r = r->main;
+
+    ctx = ngx_http_get_module_ctx(r, ngx_http_kontext_module);
+
+    if (ctx == NULL && (r->internal || r->filter_finalize)) {
+
+        /* an internal redirect or an error page has cleared r->ctx */
+
+        for (cln = r->pool->cleanup; cln; cln = cln->next) {
+            if (cln->handler == ngx_http_kontext_cleanup) {
+                ctx = cln->data;
+                ngx_http_set_ctx(r, ctx, ngx_http_kontext_module);
+                break;
+            }
+        }
+    }
+
+    return ctx;
+}
+
+
+ngx_int_t
+ngx_http_kontext_handler(ngx_http_request_t *r)
+{
+    ngx_int_t                     rc;
+    kx_reason_e                   reason;
+    ngx_http_kontext_ctx_t       *ctx;
+    ngx_http_kontext_mode_e       mode;
+    ngx_http_kontext_loc_conf_t  *klcf;
+
+    if (r != r->main) {
+        return NGX_DECLINED;
+    }
+
+    ctx = ngx_http_kontext_get_ctx(r);
+
+    if (ctx) {
+        return (ctx->body_read && !ctx->body_done) ? NGX_DONE : NGX_DECLINED;
+    }
+
+    klcf = ngx_http_get_module_loc_conf(r, ngx_http_kontext_module);
+
+    if (!klcf->enabled) {
+        return NGX_DECLINED;
+    }
+
+    if (ngx_http_kontext_mode(r, klcf, &mode) != NGX_OK
+        || mode == NGX_HTTP_KONTEXT_MODE_OFF)
+    {
+        return NGX_DECLINED;
+    }
+
+    ctx = ngx_http_kontext_create_ctx(r, klcf);
+    if (ctx == NULL) {
+        return NGX_DECLINED;
+    }
+
+    ctx->track_only = (mode == NGX_HTTP_KONTEXT_MODE_TRACK);
+
+    reason = ngx_http_kontext_check_request(r, klcf);
+
+    if (reason != KX_REASON_NONE) {
+        ngx_http_kontext_bypass(ctx, reason);
+        return NGX_DECLINED;
+    }
+
+    ctx->body_read = 1;
+
+    rc = ngx_http_read_client_request_body(r, ngx_http_kontext_body_handler);
+
+    if (rc >= NGX_HTTP_SPECIAL_RESPONSE) {
+        return rc;
+    }
+
+    ngx_http_finalize_request(r, NGX_DONE);
+
+    return NGX_DONE;
+}
+
+
+static ngx_int_t
+ngx_http_kontext_mode(ngx_http_request_t *r,
+    ngx_http_kontext_loc_conf_t *klcf, ngx_http_kontext_mode_e *mode)
+{
+    ngx_str_t  value;
+
+    if (ngx_http_complex_value(r, klcf->enable, &value) != NGX_OK) {
+        return NGX_ERROR;
+    }
+
+    *mode = NGX_HTTP_KONTEXT_MODE_OFF;
+
+    if (value.len == 2 && ngx_strncmp(value.data, "on", 2) == 0) {
+        *mode = NGX_HTTP_KONTEXT_MODE_ON;
+
+    } else if (value.len == 10
+               && ngx_strncmp(value.data, "track_only", 10) == 0)
+    {
+        *mode = NGX_HTTP_KONTEXT_MODE_TRACK;
+    }
+
+    return NGX_OK;
+}
+
+
+static ngx_http_kontext_ctx_t *
+ngx_http_kontext_create_ctx(ngx_http_request_t *r,
+    ngx_http_kontext_loc_conf_t *klcf)
+{
+    ngx_pool_cleanup_t      *cln;
+    ngx_http_cleanup_t      *hcln;
+    ngx_http_kontext_ctx_t  *ctx;
+
+    hcln = ngx_http_cleanup_add(r, 0);
+    if (hcln == NULL) {
+        return NULL;
+    }
+
+    cln = ngx_pool_cleanup_add(r->pool, sizeof(ngx_http_kontext_ctx_t));
+    if (cln == NULL) {
+        return NULL;
+    }
+
+    ctx = cln->data;
+    ngx_memzero(ctx, sizeof(ngx_http_kontext_ctx_t));
+
+    /*
+     * set by ngx_memzero():
+     *
+     *     ctx->status = NGX_HTTP_KONTEXT_OFF;
+     *     ctx->reason = KX_REASON_NONE;
+     */
+
+    ctx->request = r;
+    ctx->conf = klcf;
+    ctx->preload_time = NGX_CONF_UNSET_MSEC;
+    ctx->hold_time = NGX_CONF_UNSET_MSEC;
+
+    ctx->pool.alloc = ngx_http_kontext_alloc;
+    ctx->pool.data = r->pool;
+
+    ctx->init.ctx = ctx;
+    ctx->preload.ctx = ctx;
+    ctx->preload.preload = 1;
+
+    hcln->handler = ngx_http_kontext_finalize;
+    hcln->data = ctx;
+
+    cln->handler = ngx_http_kontext_cleanup;
+
+    ngx_http_set_ctx(r, ctx, ngx_http_kontext_module);
+
+    return ctx;
+}
+
+
+/* runs when the request is over, however it ended, and before it is logged */
+
+static void
+ngx_http_kontext_finalize(void *data)
+{
+    ngx_http_kontext_ctx_t  *ctx = data;
+
+    if (ctx->analyse.posted) {
+        ngx_delete_posted_event(&ctx->analyse);
+    }
+
+    ctx->body_done = 0;
+
+    /* the subrequests are gone with the request */
+
+    ctx->init.sr = NULL;
+    ctx->preload.sr = NULL;
+
+    ngx_http_kontext_end(ctx);
+}
+
+
+/* marks the context among the cleanups of the pool, see above */
+
+static void
+ngx_http_kontext_cleanup(void *data)
+{
+    ngx_http_kontext_ctx_t  *ctx = data;
+
+    ctx->request = NULL;
+}
+
+
+static kx_reason_e
+ngx_http_kontext_check_request(ngx_http_request_t *r,
+    ngx_http_kontext_loc_conf_t *klcf)
+{
+    ngx_str_t  value;
+
+    static ngx_str_t  encoding = ngx_string("content-encoding");
+
+    if (r->method != NGX_HTTP_POST) {
+        return KX_REASON_METHOD;
+    }
+
+    if (r->headers_in.content_type == NULL
+        || !ngx_http_kontext_is_json(&r->headers_in.content_type->value))
+    {
+        return KX_REASON_CONTENT_TYPE;
+    }
+
+    ngx_http_kontext_header(r, &encoding, &value);
+
+    if (value.len
+        && !(value.len == 8
+             && ngx_strncasecmp(value.data, (u_char *) "identity", 8) == 0))
+    {
+        return KX_REASON_ENCODED_BODY;
+    }
+
+    if (r->headers_in.content_length_n > 0
+        && (uint64_t) r->headers_in.content_length_n > klcf->max_body)
+    {
+        return KX_REASON_LARGE_BODY;
+    }
+
+    if (r->headers_in.content_length_n <= 0 && !r->headers_in.chunked) {
+        return KX_REASON_NO_BODY;
+    }
+
+    return KX_REASON_NONE;
+}
+
+
+/* application/json or a +json type, with or without parameters */
+
+static ngx_uint_t
+ngx_http_kontext_is_json(ngx_str_t *type)
+{
+    size_t   len;
+    u_char  *p;
+
+    p = ngx_strlchr(type->data, type->data + type->len, ';');
+    len = p ? (size_t) (p - type->data) : type->len;
+
+    while (len && (type->data[len - 1] == ' ' || type->data[len - 1] == '\t'))
+    {
+        len--;
+    }
+
+    if (len == sizeof("application/json") - 1
+        && ngx_strncasecmp(type->data, (u_char *) "application/json", len)
+           == 0)
+    {
+        return 1;
+    }
+
+    return len > 5
+           && ngx_strncasecmp(type->data + len - 5, (u_char *) "+json", 5)
+              == 0;
+}
+
+
+static void
+ngx_http_kontext_body_handler(ngx_http_request_t *r)
+{
+    ngx_http_kontext_ctx_t  *ctx;
+
+    ctx = ngx_http_kontext_get_ctx(r);
+
+    ctx->body_done = 1;
+
+    r->preserve_body = 1;
+    r->write_event_handler = ngx_http_core_run_phases;
+
+    if (ngx_http_kontext_identity_encoding(r) != NGX_OK) {
+        ngx_http_kontext_bypass(ctx, KX_REASON_NO_MEMORY);
+        ngx_http_core_run_phases(r);
+        return;
+    }
+
+    /*
+     * The body is looked at after the request has been passed on: not even
+     * the time that takes may delay the first token.
+     */
+
+    ctx->analyse.handler = ngx_http_kontext_analyse_handler;
+    ctx->analyse.data = ctx;
+    ctx->analyse.log = r->connection->log;
+
+    ngx_post_event(&ctx->analyse, &ngx_posted_events);
+
+    ngx_http_core_run_phases(r);
+}
+
+
+/*
+ * Asks the backend not to compress: RFC 9110, 12.5.3.  nginx itself may still
+ * compress for the client, it looks at the element that is left aside.
+ */
+
+static ngx_int_t
+ngx_http_kontext_identity_encoding(ngx_http_request_t *r)
+{
+    ngx_uint_t        i;
+    ngx_list_part_t  *part;
+    ngx_table_elt_t  *h, *own;
+
+    static ngx_str_t  name = ngx_string("accept-encoding");
+
+    part = &r->headers_in.headers.part;
+    h = part->elts;
+
+    for (i = 0; /* void */ ; i++) {
+
+        if (i >= part->nelts) {
+            if (part->next == NULL) {
+                break;
+            }
+
+            part = part->next;
+            h = part->elts;
+            i = 0;
+        }
+
+        if (h[i].key.len != name.len
+            || ngx_strncasecmp(h[i].key.data, name.data, name.len) != 0)
+        {
+            continue;
+        }
+
+#if (NGX_HTTP_GZIP || NGX_HTTP_HEADERS)
+
+        if (r->headers_in.accept_encoding == &h[i]) {
+            own = ngx_palloc(r->pool, sizeof(ngx_table_elt_t));
+            if (own == NULL) {
+                return NGX_ERROR;
+            }
+
+            *own = h[i];
+            r->headers_in.accept_encoding = own;
+        }
+
+#endif
+
+        ngx_str_set(&h[i].value, "identity");
+    }
+
+    return NGX_OK;
+}
+
+
+static void
+ngx_http_kontext_analyse_handler(ngx_event_t *ev)
+{
+    ngx_connection_t        *c;
+    ngx_http_request_t      *r;
+    ngx_http_kontext_ctx_t  *ctx;
+
+    ctx = ev->data;
+    r = ctx->request;
+    c = r->connection;
+
+    ngx_http_set_log_request(c->log, r);
+
+    ngx_http_kontext_analyse(ctx);
+
+    ngx_http_run_posted_requests(c);
+}
+
+
+void
+ngx_http_kontext_analyse(ngx_http_kontext_ctx_t *ctx)
+{
+    u_char              *copy;
+    ngx_str_t            body;
+    kx_reason_e          reason;
+    ngx_http_request_t  *r;
+
+    if (ctx->analysed || !ctx->body_done
+        || ctx->status == NGX_HTTP_KONTEXT_BYPASS)
+    {
+        return;
+    }
+
+    r = ctx->request;
+
+    ctx->analysed = 1;
+
+    if (ctx->analyse.posted) {
+        ngx_delete_posted_event(&ctx->analyse);
+    }
+
+    copy = NULL;
+
+    reason = ngx_http_kontext_read_body(ctx, &body, &copy);
+
+    if (reason == KX_REASON_NONE) {
+        reason = ngx_http_kontext_understand(ctx, &body);
+    }
+
+    if (reason == KX_REASON_NONE) {
+        reason = ngx_http_kontext_turn(ctx);
+    }
+
+    if (copy) {
+        ngx_free(copy);
+    }
+
+    /* nothing may look into the body any more */
+
+    ngx_memzero(ctx->cv.kept, sizeof(ctx->cv.kept));
+    ngx_memzero(&ctx->cv.first, sizeof(kx_str_t));
+
+    if (reason == KX_REASON_BAD_BODY) {
+        ngx_log_error(NGX_LOG_INFO, r->connection->log, 0,
+                      "kontext: the request body is not what its format "
+                      "says, no ad is asked for");
+    }
+
+    if (reason != KX_REASON_NONE) {
+        ngx_http_kontext_bypass(ctx, reason);
+    }
+}
+
+
+/* the body in one piece; copy is what is to be freed, if anything */
+
+static kx_reason_e
+ngx_http_kontext_read_body(ngx_http_kontext_ctx_t *ctx, ngx_str_t *body,
+    u_char **copy)
+{
+    off_t                size;
+    u_char              *p;
+    size_t               len;
+    ssize_t              n;
+    ngx_buf_t           *b;
+    ngx_chain_t         *cl;
+    ngx_http_request_t  *r;
+
+    r = ctx->request;
+
+    if (r->request_body == NULL || r->request_body->bufs == NULL) {
+        return KX_REASON_NO_BODY;
+    }
+
+    size = 0;
+
+    for (cl = r->request_body->bufs; cl; cl = cl->next) {
+        size += ngx_buf_size(cl->buf);
+    }
+
+    if (size == 0) {
+        return KX_REASON_NO_BODY;
+    }
+
+    if ((uint64_t) size > ctx->conf->max_body) {
+        return KX_REASON_LARGE_BODY;
+    }
+
+    cl = r->request_body->bufs;
+
+    if (cl->next == NULL && ngx_buf_in_memory(cl->buf)) {
+        body->data = cl->buf->pos;
+        body->len = cl->buf->last - cl->buf->pos;
+        return KX_REASON_NONE;
+    }
+
+    *copy = ngx_alloc((size_t) size, r->connection->log);
+    if (*copy == NULL) {
+        return KX_REASON_NO_MEMORY;
+    }
+
+    p = *copy;
+
+    for ( /* void */ ; cl; cl = cl->next) {
+        b = cl->buf;
+
+        if (ngx_buf_in_memory(b)) {
+            p = ngx_cpymem(p, b->pos, b->last - b->pos);
+            continue;
+        }
+
+        if (!b->in_file) {
+            continue;
+        }
+
+        len = (size_t) (b->file_last - b->file_pos);
+
+        n = ngx_read_file(b->file, p, len, b->file_pos);
+
+        if (n != (ssize_t) len) {
+            return KX_REASON_NO_BODY;
+        }
+
+        p += n;
+    }
+
+    body->data = *copy;
+    body->len = p - *copy;
+
+    return KX_REASON_NONE;
+}
+
+
+static kx_reason_e
+ngx_http_kontext_understand(ngx_http_kontext_ctx_t *ctx, ngx_str_t *body)
+{
+    kx_reason_e          reason;
+    ngx_uint_t           guess;
+    ngx_http_request_t  *r;
+    const kx_dialect_t  *dialect;
+
+    r = ctx->request;
+
+    guess = 0;
+    dialect = ctx->conf->format;
+
+    if (dialect == NULL) {
+        dialect = kx_dialect_by_path(ngx_http_kontext_kx(&r->uri));
+    }
+
+    if (dialect == NULL) {
+        dialect = kx_dialect_default();
+        guess = 1;
+    }
+
+    kx_conversation_init(&ctx->cv, dialect, ngx_http_kontext_text_key(r),
+                         &ctx->pool);
+
+    reason = kx_conversation_scan(&ctx->cv, body->data, body->len);
+
+    if (reason != KX_REASON_NONE) {
+        return reason;
+    }
+
+    if (guess && !dialect->body(&ctx->cv)) {
+        ctx->cv.dialect = NULL;
+        return KX_REASON_FORMAT;
+    }
+
+    ngx_log_debug4(NGX_LOG_DEBUG_HTTP, r->connection->log, 0,
+                   "kontext %V request: %uD messages, user turn:%d stream:%d",
+                   ngx_http_kontext_ngx(&dialect->name), ctx->cv.nhashes,
+                   ctx->cv.user_turn, ctx->cv.stream);
+
+    if (!ctx->cv.user_turn) {
+        return KX_REASON_NO_USER_TURN;
+    }
+
+    if (ctx->cv.json_mode) {
+        return KX_REASON_JSON_MODE;
+    }
+
+    if (ctx->cv.forced_tools) {
+        return KX_REASON_FORCED_TOOLS;
+    }
+
+    if (!ctx->cv.stream) {
+        return KX_REASON_NOT_STREAMED;
+    }
+
+    if (ngx_http_kontext_identify(ctx) != NGX_OK) {
+        return KX_REASON_NO_MEMORY;
+    }
+
+    if (ctx->token.len == 0) {
+        return KX_REASON_NO_TOKEN;
+    }
+
+    ngx_http_kontext_session_key(ctx);
+
+    return KX_REASON_NONE;
+}
+
+
+/* who and which conversation, in the order of chat-apis.md 12 */
+
+static ngx_int_t
+ngx_http_kontext_identify(ngx_http_kontext_ctx_t *ctx)
+{
+    ngx_str_t           *name;
+    kx_identity_t       *id;
+    ngx_http_request_t  *r;
+
+    r = ctx->request;
+
+    if (ngx_http_kontext_value(r, ctx->conf->token, &ctx->token) != NGX_OK
+        || ngx_http_kontext_value(r, ctx->conf->label, &ctx->label) != NGX_OK
+        || ngx_http_kontext_value(r, ctx->conf->theme, &ctx->theme) != NGX_OK
+        || ngx_http_kontext_param(r, ctx->conf->sdk,
+                                  NGX_HTTP_KONTEXT_SDK_NAME, &ctx->sdk_name)
+           != NGX_OK
+        || ngx_http_kontext_identity(r, ctx->conf->user_id,
+                                     &ngx_http_kontext_user_header,
+                                     &ctx->user)
+           != NGX_OK
+        || ngx_http_kontext_identity(r, ctx->conf->conversation_id,
+                                     &ngx_http_kontext_chat_header,
+                                     &ctx->conversation)
+           != NGX_OK)
+    {
+        return NGX_ERROR;
+    }
+
+    if (ctx->sdk_name.len == 0) {
+        ngx_str_set(&ctx->sdk_name, "sdk-js");
+    }
+
+    if (ctx->user.len == 0) {
+        ctx->user = *ngx_http_kontext_ngx(&ctx->cv.user.value);
+    }
+
+    if (ctx->user.len == 0
+        && ngx_http_kontext_weak_user(ctx) != NGX_OK)
+    {
+        return NGX_ERROR;
+    }
+
+    id = &ctx->cv.conversation;
+
+    if (ctx->conversation.len == 0 && id->rank <= KX_IDENTITY_SESSION) {
+        ctx->conversation = *ngx_http_kontext_ngx(&id->value);
+    }
+
+    for (name = ngx_http_kontext_session_headers;
+         name->len && ctx->conversation.len == 0;
+         name++)
+    {
+        if (ngx_http_kontext_identity(r, NULL, name, &ctx->conversation)
+            != NGX_OK)
+        {
+            return NGX_ERROR;
+        }
+    }
+
+    if (ctx->conversation.len == 0) {
+        ctx->conversation = *ngx_http_kontext_ngx(&id->value);
+    }
+
+    if (ctx->conversation.len) {
+        return NGX_OK;
+    }
+
+    ctx->conversation.data = ngx_pnalloc(r->pool, KX_MESSAGE_ID_LEN);
+    if (ctx->conversation.data == NULL) {
+        return NGX_ERROR;
+    }
+
+    ctx->conversation.len = kx_conversation_derive(&ctx->cv,
+                                          ngx_http_kontext_kx(&ctx->user),
+                                          ctx->conversation.data);
+
+    return NGX_OK;
+}
+
+
+static ngx_int_t
+ngx_http_kontext_value(ngx_http_request_t *r, ngx_http_complex_value_t *cv,
+    ngx_str_t *value)
+{
+    if (cv == NULL) {
+        return NGX_OK;
+    }
+
+    return ngx_http_complex_value(r, cv, value);
+}
+
+
+/* a directive's value, or else a header's; one that is too long is none */
+
+static ngx_int_t
+ngx_http_kontext_identity(ngx_http_request_t *r, ngx_http_complex_value_t *cv,
+    ngx_str_t *header, ngx_str_t *value)
+{
+    if (ngx_http_kontext_value(r, cv, value) != NGX_OK) {
+        return NGX_ERROR;
+    }
+
+    if (value->len == 0 || value->len > KX_MAX_IDENTITY) {
+        ngx_http_kontext_header(r, header, value);
+    }
+
+    if (value->len > KX_MAX_IDENTITY) {
+        value->len = 0;
+    }
+
+    return NGX_OK;
+}
+
+
+/*
+ * Nothing names the user: the credential and the address stand for it, behind
+ * a keyed hash.  It does not outlive the zone, and users who share both are
+ * one.
+ */
+
+static ngx_int_t
+ngx_http_kontext_weak_user(ngx_http_kontext_ctx_t *ctx)
+{
+    u_char               digest[KX_ID_LEN];
+    kx_sip_t             sip;
+    ngx_str_t           *name, value;
+    ngx_http_request_t  *r;
+
+    r = ctx->request;
+
+    kx_sip_init(&sip, ngx_http_kontext_zone_key(r), 1);
+    kx_sip_field(&sip, "weak user", 9);
+
+    for (name = ngx_http_kontext_credentials; name->len; name++) {
+        ngx_http_kontext_header(r, name, &value);
+        kx_sip_field(&sip, value.data, value.len);
+    }
+
+    kx_sip_field(&sip, r->connection->addr_text.data,
+                 r->connection->addr_text.len);
+    kx_sip_final128(&sip, digest);
+
+    ctx->user.data = ngx_pnalloc(r->pool, 4 + KX_BASE32_ID_LEN);
+    if (ctx->user.data == NULL) {
+        return NGX_ERROR;
+    }
+
+    ctx->user.len = 4 + KX_BASE32_ID_LEN;
+
+    kx_base32_id(ngx_cpymem(ctx->user.data, "kxu_", 4), digest);
+
+    return NGX_OK;
+}
+
+
+static void
+ngx_http_kontext_session_key(ngx_http_kontext_ctx_t *ctx)
+{
+    kx_sip_t       sip;
+    const u_char  *key;
+
+    key = ngx_http_kontext_zone_key(ctx->request);
+
+    kx_sip_init(&sip, key, 1);
+    kx_sip_field(&sip, "session", 7);
+    kx_sip_field(&sip, ctx->token.data, ctx->token.len);
+    kx_sip_field(&sip, ctx->conversation.data, ctx->conversation.len);
+    kx_sip_final128(&sip, ctx->key);
+
+    kx_sip_init(&sip, key, 0);
+    kx_sip_field(&sip, "user", 4);
+    kx_sip_field(&sip, ctx->user.data, ctx->user.len);
+    ctx->user_key = kx_sip_final64(&sip);
+}
+
+
+static void *
+ngx_http_kontext_alloc(void *data, size_t size)
+{
+    return ngx_palloc(data, size);
+}
