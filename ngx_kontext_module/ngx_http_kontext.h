@@ -38,12 +38,6 @@
 #define NGX_HTTP_KONTEXT_TURNS        256       /* marks of new turns */
 
 
-/* kx_str_t has the layout of ngx_str_t */
-
-#define ngx_http_kontext_kx(s)  ((kx_str_t *) (s))
-#define ngx_http_kontext_ngx(s) ((ngx_str_t *) (s))
-
-
 typedef enum {
     NGX_HTTP_KONTEXT_OFF = 0,
     NGX_HTTP_KONTEXT_BYPASS,

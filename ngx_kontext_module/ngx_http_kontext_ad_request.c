@@ -71,9 +71,9 @@ ngx_http_kontext_ad_request(ngx_http_kontext_ctx_t *ctx, kx_ad_request_t *ar)
     r = ctx->request;
     klcf = ctx->conf;
 
-    ar->publisher_token = *ngx_http_kontext_kx(&ctx->token);
-    ar->user_id = *ngx_http_kontext_kx(&ctx->user);
-    ar->conversation_id = *ngx_http_kontext_kx(&ctx->conversation);
+    ar->publisher_token = ctx->token;
+    ar->user_id = ctx->user;
+    ar->conversation_id = ctx->conversation;
 
     ar->placements = klcf->placements->elts;
     ar->nplacements = klcf->placements->nelts;
@@ -83,7 +83,7 @@ ngx_http_kontext_ad_request(ngx_http_kontext_ctx_t *ctx, kx_ad_request_t *ar)
             return NGX_ERROR;
         }
 
-        ar->variant_id = *ngx_http_kontext_kx(&value);
+        ar->variant_id = value;
     }
 
     if (klcf->user_email) {
@@ -91,7 +91,7 @@ ngx_http_kontext_ad_request(ngx_http_kontext_ctx_t *ctx, kx_ad_request_t *ar)
             return NGX_ERROR;
         }
 
-        ar->user_email = *ngx_http_kontext_kx(&value);
+        ar->user_email = value;
     }
 
     if (ngx_http_kontext_sdk(ctx, ar) != NGX_OK
@@ -119,7 +119,7 @@ ngx_http_kontext_sdk(ngx_http_kontext_ctx_t *ctx, kx_ad_request_t *ar)
     r = ctx->request;
     params = ctx->conf->sdk;
 
-    ar->sdk_name = *ngx_http_kontext_kx(&ctx->sdk_name);
+    ar->sdk_name = ctx->sdk_name;
 
     if (ngx_http_kontext_param(r, params, NGX_HTTP_KONTEXT_SDK_PLATFORM,
                                &value)
@@ -132,7 +132,7 @@ ngx_http_kontext_sdk(ngx_http_kontext_ctx_t *ctx, kx_ad_request_t *ar)
         ngx_str_set(&value, "web");
     }
 
-    ar->sdk_platform = *ngx_http_kontext_kx(&value);
+    ar->sdk_platform = value;
 
     if (ngx_http_kontext_param(r, params, NGX_HTTP_KONTEXT_SDK_VERSION,
                                &value)
@@ -145,7 +145,7 @@ ngx_http_kontext_sdk(ngx_http_kontext_ctx_t *ctx, kx_ad_request_t *ar)
         ngx_str_set(&value, NGX_HTTP_KONTEXT_VERSION);
     }
 
-    ar->sdk_version = *ngx_http_kontext_kx(&value);
+    ar->sdk_version = value;
 
     return NGX_OK;
 }
@@ -217,32 +217,27 @@ ngx_http_kontext_device(ngx_http_request_t *r,
     }
 
     if (value[NGX_HTTP_KONTEXT_DEVICE_TYPE].len) {
-        device->type = *ngx_http_kontext_kx(
-                                    &value[NGX_HTTP_KONTEXT_DEVICE_TYPE]);
+        device->type = value[NGX_HTTP_KONTEXT_DEVICE_TYPE];
     }
 
     if (value[NGX_HTTP_KONTEXT_DEVICE_OS].len) {
-        device->os = *ngx_http_kontext_kx(&value[NGX_HTTP_KONTEXT_DEVICE_OS]);
+        device->os = value[NGX_HTTP_KONTEXT_DEVICE_OS];
     }
 
     if (value[NGX_HTTP_KONTEXT_DEVICE_OS_VERSION].len) {
-        device->os_version = *ngx_http_kontext_kx(
-                                &value[NGX_HTTP_KONTEXT_DEVICE_OS_VERSION]);
+        device->os_version = value[NGX_HTTP_KONTEXT_DEVICE_OS_VERSION];
     }
 
     if (value[NGX_HTTP_KONTEXT_DEVICE_LOCALE].len) {
-        device->locale = *ngx_http_kontext_kx(
-                                    &value[NGX_HTTP_KONTEXT_DEVICE_LOCALE]);
+        device->locale = value[NGX_HTTP_KONTEXT_DEVICE_LOCALE];
     }
 
     if (value[NGX_HTTP_KONTEXT_DEVICE_TIMEZONE].len) {
-        device->timezone = *ngx_http_kontext_kx(
-                                  &value[NGX_HTTP_KONTEXT_DEVICE_TIMEZONE]);
+        device->timezone = value[NGX_HTTP_KONTEXT_DEVICE_TIMEZONE];
     }
 
     if (value[NGX_HTTP_KONTEXT_DEVICE_USER_AGENT].len) {
-        device->user_agent = *ngx_http_kontext_kx(
-                                &value[NGX_HTTP_KONTEXT_DEVICE_USER_AGENT]);
+        device->user_agent = value[NGX_HTTP_KONTEXT_DEVICE_USER_AGENT];
     }
 
     n = ngx_atoi(value[NGX_HTTP_KONTEXT_DEVICE_WIDTH].data,
@@ -296,16 +291,11 @@ ngx_http_kontext_character(ngx_http_request_t *r,
         }
     }
 
-    character->id = *ngx_http_kontext_kx(
-                                    &value[NGX_HTTP_KONTEXT_CHARACTER_ID]);
-    character->name = *ngx_http_kontext_kx(
-                                    &value[NGX_HTTP_KONTEXT_CHARACTER_NAME]);
-    character->avatar_url = *ngx_http_kontext_kx(
-                              &value[NGX_HTTP_KONTEXT_CHARACTER_AVATAR_URL]);
-    character->greeting = *ngx_http_kontext_kx(
-                                &value[NGX_HTTP_KONTEXT_CHARACTER_GREETING]);
-    character->persona = *ngx_http_kontext_kx(
-                                 &value[NGX_HTTP_KONTEXT_CHARACTER_PERSONA]);
+    character->id = value[NGX_HTTP_KONTEXT_CHARACTER_ID];
+    character->name = value[NGX_HTTP_KONTEXT_CHARACTER_NAME];
+    character->avatar_url = value[NGX_HTTP_KONTEXT_CHARACTER_AVATAR_URL];
+    character->greeting = value[NGX_HTTP_KONTEXT_CHARACTER_GREETING];
+    character->persona = value[NGX_HTTP_KONTEXT_CHARACTER_PERSONA];
 
     character->nsfw = ngx_http_kontext_flag(
                                     &value[NGX_HTTP_KONTEXT_CHARACTER_NSFW]);
@@ -325,7 +315,7 @@ ngx_http_kontext_character(ngx_http_request_t *r,
                                     &item))
     {
         tag = &character->tags[character->ntags++];
-        *tag = *ngx_http_kontext_kx(&item);
+        *tag = item;
     }
 
     return NGX_OK;
@@ -357,11 +347,9 @@ ngx_http_kontext_regulatory(ngx_http_request_t *r,
     regulatory->coppa = ngx_http_kontext_flag(
                                              &value[NGX_HTTP_KONTEXT_COPPA]);
 
-    regulatory->gdpr_consent = *ngx_http_kontext_kx(
-                                      &value[NGX_HTTP_KONTEXT_GDPR_CONSENT]);
-    regulatory->gpp = *ngx_http_kontext_kx(&value[NGX_HTTP_KONTEXT_GPP]);
-    regulatory->us_privacy = *ngx_http_kontext_kx(
-                                        &value[NGX_HTTP_KONTEXT_US_PRIVACY]);
+    regulatory->gdpr_consent = value[NGX_HTTP_KONTEXT_GDPR_CONSENT];
+    regulatory->gpp = value[NGX_HTTP_KONTEXT_GPP];
+    regulatory->us_privacy = value[NGX_HTTP_KONTEXT_US_PRIVACY];
 
     if (value[NGX_HTTP_KONTEXT_GPP_SID].len == 0) {
         return NGX_OK;

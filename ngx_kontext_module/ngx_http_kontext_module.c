@@ -336,7 +336,7 @@ ngx_http_kontext_bypass(ngx_http_kontext_ctx_t *ctx, kx_reason_e reason)
 
     ngx_log_debug1(NGX_LOG_DEBUG_HTTP, ctx->request->connection->log, 0,
                    "kontext bypass: %V",
-                   ngx_http_kontext_ngx(kx_reason_name(reason)));
+                   kx_reason_name(reason));
 }
 
 
@@ -351,7 +351,7 @@ ngx_http_kontext_refuse(ngx_http_kontext_ctx_t *ctx, kx_reason_e reason)
 
     ngx_log_debug1(NGX_LOG_DEBUG_HTTP, ctx->request->connection->log, 0,
                    "kontext no ad in this answer: %V",
-                   ngx_http_kontext_ngx(kx_reason_name(reason)));
+                   kx_reason_name(reason));
 }
 
 

@@ -587,7 +587,7 @@ ngx_http_kontext_understand(ngx_http_kontext_ctx_t *ctx, ngx_str_t *body)
     dialect = ctx->conf->format;
 
     if (dialect == NULL) {
-        dialect = kx_dialect_by_path(ngx_http_kontext_kx(&r->uri));
+        dialect = kx_dialect_by_path(&r->uri);
     }
 
     if (dialect == NULL) {
@@ -611,7 +611,7 @@ ngx_http_kontext_understand(ngx_http_kontext_ctx_t *ctx, ngx_str_t *body)
 
     ngx_log_debug4(NGX_LOG_DEBUG_HTTP, r->connection->log, 0,
                    "kontext %V request: %uD messages, user turn:%d stream:%d",
-                   ngx_http_kontext_ngx(&dialect->name), ctx->cv.nhashes,
+                   &dialect->name, ctx->cv.nhashes,
                    ctx->cv.user_turn, ctx->cv.stream);
 
     if (!ctx->cv.user_turn) {
@@ -678,7 +678,7 @@ ngx_http_kontext_identify(ngx_http_kontext_ctx_t *ctx)
     }
 
     if (ctx->user.len == 0) {
-        ctx->user = *ngx_http_kontext_ngx(&ctx->cv.user.value);
+        ctx->user = ctx->cv.user.value;
     }
 
     if (ctx->user.len == 0
@@ -690,7 +690,7 @@ ngx_http_kontext_identify(ngx_http_kontext_ctx_t *ctx)
     id = &ctx->cv.conversation;
 
     if (ctx->conversation.len == 0 && id->rank <= KX_IDENTITY_SESSION) {
-        ctx->conversation = *ngx_http_kontext_ngx(&id->value);
+        ctx->conversation = id->value;
     }
 
     for (name = ngx_http_kontext_session_headers;
@@ -705,7 +705,7 @@ ngx_http_kontext_identify(ngx_http_kontext_ctx_t *ctx)
     }
 
     if (ctx->conversation.len == 0) {
-        ctx->conversation = *ngx_http_kontext_ngx(&id->value);
+        ctx->conversation = id->value;
     }
 
     if (ctx->conversation.len) {
@@ -718,7 +718,7 @@ ngx_http_kontext_identify(ngx_http_kontext_ctx_t *ctx)
     }
 
     ctx->conversation.len = kx_conversation_derive(&ctx->cv,
-                                          ngx_http_kontext_kx(&ctx->user),
+                                          &ctx->user,
                                           ctx->conversation.data);
 
     return NGX_OK;

@@ -626,7 +626,7 @@ ngx_http_kontext_stream_finish(ngx_http_kontext_ctx_t *ctx, const u_char *p,
     ctx->finished = 1;
 
     rc = kx_answer_digest(&ctx->answer,
-                          ngx_http_kontext_kx(&ctx->conversation),
+                          &ctx->conversation,
                           ctx->message);
 
     if (ctx->answer.refused != KX_REASON_NONE) {
@@ -877,36 +877,35 @@ ngx_http_kontext_stream_release(ngx_http_kontext_ctx_t *ctx,
 static ngx_int_t
 ngx_http_kontext_stream_member(ngx_http_kontext_ctx_t *ctx, ngx_str_t *member)
 {
-    u_char   *p, *last;
+    u_char   *p, *last, *buf, *end;
     kx_ad_t   ad;
-    u_char    buf[KX_MAX_MEMBER];
 
-    buf[0] = '\0';
+    buf = ngx_pnalloc(ctx->request->pool, KX_MAX_MEMBER);
+    if (buf == NULL) {
+        goto memory;
+    }
 
     ngx_memzero(&ad, sizeof(kx_ad_t));
 
-    ad.origin = *ngx_http_kontext_kx(&ctx->conf->frame_origin);
-    ad.message_id = *ngx_http_kontext_kx(&ctx->message_id);
-    ad.label = *ngx_http_kontext_kx(&ctx->label);
-    ad.sdk_name = *ngx_http_kontext_kx(&ctx->sdk_name);
-    ad.theme = *ngx_http_kontext_kx(&ctx->theme);
+    ad.origin = ctx->conf->frame_origin;
+    ad.message_id = ctx->message_id;
+    ad.label = ctx->label;
+    ad.sdk_name = ctx->sdk_name;
+    ad.theme = ctx->theme;
     ad.placements = ctx->conf->placements->elts;
     ad.bids = ctx->bids;
     ad.nbids = ctx->nbids;
 
-    last = kx_protocol_frame_url(buf, buf + KX_MAX_FRAME_URL, &ad,
-                                 &ctx->bids[0]);
+    /* the URL of the first bid, for the variables; then the member */
+
+    end = buf + KX_MAX_MEMBER;
+
+    last = kx_protocol_frame_url(buf, end, &ad, &ctx->bids[0]);
     if (last == NULL) {
         goto large;
     }
 
-    p = ngx_pnalloc(ctx->request->pool, last - buf);
-    if (p == NULL) {
-        goto memory;
-    }
-
-    ngx_memcpy(p, buf, last - buf);
-    ctx->frame_url.data = p;
+    ctx->frame_url.data = buf;
     ctx->frame_url.len = last - buf;
 
     if (ctx->conf->inject == NGX_HTTP_KONTEXT_INJECT_NONE) {
@@ -914,20 +913,20 @@ ngx_http_kontext_stream_member(ngx_http_kontext_ctx_t *ctx, ngx_str_t *member)
         return NGX_DECLINED;
     }
 
-    p = ngx_cpymem(buf, ",\"kontext\":", sizeof(",\"kontext\":") - 1);
+    if (end - last < (ssize_t) sizeof(",\"kontext\":")) {
+        goto large;
+    }
 
-    last = kx_protocol_member(p, buf + KX_MAX_MEMBER, &ad);
+    member->data = last;
+
+    p = ngx_cpymem(last, ",\"kontext\":", sizeof(",\"kontext\":") - 1);
+
+    last = kx_protocol_member(p, end, &ad);
     if (last == NULL) {
         goto large;
     }
 
-    member->len = last - buf;
-    member->data = ngx_pnalloc(ctx->request->pool, member->len);
-    if (member->data == NULL) {
-        goto memory;
-    }
-
-    ngx_memcpy(member->data, buf, member->len);
+    member->len = last - member->data;
 
     return NGX_OK;
 

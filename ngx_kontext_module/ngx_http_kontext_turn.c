@@ -48,7 +48,7 @@ ngx_http_kontext_turn(ngx_http_kontext_ctx_t *ctx)
     }
 
     n = kx_conversation_messages(&ctx->cv,
-                                 ngx_http_kontext_kx(&ctx->conversation),
+                                 &ctx->conversation,
                                  messages, digest);
     if (n == 0) {
         return KX_REASON_NO_MEMORY;

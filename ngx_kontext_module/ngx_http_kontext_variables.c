@@ -25,7 +25,7 @@ static ngx_int_t ngx_http_kontext_variable_revenue(ngx_http_request_t *r,
 static ngx_int_t ngx_http_kontext_variable_time(ngx_http_request_t *r,
     ngx_http_variable_value_t *v, uintptr_t data);
 static void ngx_http_kontext_variable_set(ngx_http_variable_value_t *v,
-    ngx_str_t *value);
+    const ngx_str_t *value);
 
 
 /* in the order of ngx_http_kontext_status_e */
@@ -159,8 +159,7 @@ ngx_http_kontext_variable_reason(ngx_http_request_t *r,
         return NGX_OK;
     }
 
-    ngx_http_kontext_variable_set(v,
-                           ngx_http_kontext_ngx(kx_reason_name(ctx->reason)));
+    ngx_http_kontext_variable_set(v, kx_reason_name(ctx->reason));
 
     return NGX_OK;
 }
@@ -197,8 +196,7 @@ ngx_http_kontext_variable_format(ngx_http_request_t *r,
         return NGX_OK;
     }
 
-    ngx_http_kontext_variable_set(v,
-                                ngx_http_kontext_ngx(&ctx->cv.dialect->name));
+    ngx_http_kontext_variable_set(v, &ctx->cv.dialect->name);
 
     return NGX_OK;
 }
@@ -370,7 +368,8 @@ ngx_http_kontext_variable_time(ngx_http_request_t *r,
 
 
 static void
-ngx_http_kontext_variable_set(ngx_http_variable_value_t *v, ngx_str_t *value)
+ngx_http_kontext_variable_set(ngx_http_variable_value_t *v,
+    const ngx_str_t *value)
 {
     v->valid = 1;
     v->no_cacheable = 0;

@@ -217,18 +217,18 @@ kx_json_next(kx_json_t *j, unsigned object)
     if (j->first) {
         j->first = 0;
 
-        /* the caller finds out whether a value can start here */
+    } else {
 
-        return (j->pos < j->last) ? KX_OK : kx_json_bad(j);
+        if (c != ',') {
+            return kx_json_bad(j);
+        }
+
+        j->pos++;
     }
 
-    if (c != ',') {
-        return kx_json_bad(j);
-    }
+    /* the caller finds out whether a value can start here */
 
-    j->pos++;
-
-    return KX_OK;
+    return (j->pos < j->last) ? KX_OK : kx_json_bad(j);
 }
 
 

@@ -34,12 +34,20 @@
 #define KX_MAX_IDENTITY   256     /* userId, conversationId, in bytes */
 
 
-/* same layout as ngx_str_t; data is not terminated by a zero */
+/* data is not terminated by a zero; a type compatible with ngx_str_t */
+
+#ifdef _NGX_STRING_H_INCLUDED_
+
+typedef ngx_str_t  kx_str_t;
+
+#else
 
 typedef struct {
     size_t          len;
     unsigned char  *data;
 } kx_str_t;
+
+#endif
 
 
 #define kx_string(str)  { sizeof(str) - 1, (unsigned char *) str }
