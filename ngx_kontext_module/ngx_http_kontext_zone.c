@@ -315,6 +315,14 @@ ngx_http_kontext_zone_turn(ngx_http_kontext_ctx_t *ctx, u_char *message,
 
     kx_session_table_change(table, ks);
 
+    if (created) {
+
+        /* calls for an earlier session of this key must not fit this one */
+
+        ks->seq = (uint32_t) ngx_random();
+        ks->init_seq = (uint32_t) ngx_random();
+    }
+
     s->turn = kx_session_turn(ks, message, ctx->track_only, now, wall,
                               timeout);
 
