@@ -49,6 +49,8 @@ typedef struct {
     int                  height;     /* px */
     double               dpr;
     int                  dark;       /* 0 or 1 */
+
+    unsigned char        version[16];     /* where os_version may lie */
 } kx_device_t;
 
 

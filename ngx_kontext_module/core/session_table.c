@@ -10,7 +10,10 @@
 
 #define KX_SESSION_LAYOUT     0x6b78736573730001ULL
 
-/* bounds the arithmetic on sizes, not the memory */
+/* an odd number and its inverse modulo 2^64 */
+#define KX_SESSION_FACTOR     0x9e3779b97f4a7c15ULL
+#define KX_SESSION_INVERSE    0xf1de83e19937733dULL
+
 #define KX_SESSION_MAX_SLOTS  0x40000000
 
 /* idle sessions that are closed whenever one is made */
@@ -41,6 +44,10 @@ _Static_assert(sizeof(kx_session_table_t) % sizeof(uint32_t) == 0,
 
 static int kx_session_table_geometry(kx_session_geometry_t *g, uint64_t size);
 static uint64_t kx_session_table_offset(uint64_t buckets);
+static uint64_t kx_session_table_seal(uint64_t size, uint64_t layout);
+static uint64_t kx_session_table_unseal(uint64_t seal, uint64_t layout);
+static unsigned kx_session_table_fits(const kx_session_table_t *t,
+    uint64_t size, const kx_session_geometry_t *g);
 static int kx_session_table_restore(kx_session_table_t *t);
 static int kx_session_table_heads(kx_session_table_t *t);
 static kx_session_t *kx_session_table_get(kx_session_table_t *t,
@@ -86,14 +93,11 @@ kx_session_table_create(void *mem, size_t size, const unsigned char secret[32])
     /* what was here may not be taken for a table that has half a secret */
 
     t->magic = 0;
-    t->size = 0;
+    t->seal = 0;
     kx_barrier();
 
     memset(t, 0, sizeof(kx_session_table_t));
-    kx_barrier();
-
     memcpy(t->secret, secret, sizeof(t->secret));
-    kx_session_table_mark(t);
 
     t->size = size;
     t->slots = g.slots;
@@ -104,7 +108,8 @@ kx_session_table_create(void *mem, size_t size, const unsigned char secret[32])
     t->repaired = 0;
     kx_barrier();
 
-    t->magic = KX_SESSION_LAYOUT ^ size;
+    t->magic = kx_session_table_seal(size, KX_SESSION_LAYOUT);
+    t->seal = kx_session_table_seal(size, ~KX_SESSION_LAYOUT);
 
     return t;
 }
@@ -122,15 +127,7 @@ kx_session_table_attach(void *mem, size_t size)
 
     t = mem;
 
-    if (t->magic != (KX_SESSION_LAYOUT ^ size)
-        || t->size != size
-        || t->slots != g.slots
-        || t->buckets != g.buckets)
-    {
-        return NULL;
-    }
-
-    return t;
+    return kx_session_table_fits(t, size, &g) ? t : NULL;
 }
 
 
@@ -150,7 +147,7 @@ kx_session_table_geometry(kx_session_geometry_t *g, uint64_t size)
         slots = (size - offset) / sizeof(kx_session_t);
 
         if (slots > KX_SESSION_MAX_SLOTS) {
-            slots = KX_SESSION_MAX_SLOTS;
+            return KX_DECLINED;
         }
 
         if (buckets * 2 >= slots) {
@@ -173,6 +170,42 @@ kx_session_table_offset(uint64_t buckets)
     offset = sizeof(kx_session_table_t) + buckets * sizeof(uint32_t);
 
     return (offset + 63) & ~(uint64_t) 63;
+}
+
+
+/* Words that tell the size, and are not like to do so by accident. */
+
+static uint64_t
+kx_session_table_seal(uint64_t size, uint64_t layout)
+{
+    uint64_t  seal;
+
+    seal = (size ^ layout) * KX_SESSION_FACTOR;
+    seal ^= seal >> 32;
+
+    return seal * KX_SESSION_FACTOR;
+}
+
+
+static uint64_t
+kx_session_table_unseal(uint64_t seal, uint64_t layout)
+{
+    seal *= KX_SESSION_INVERSE;
+    seal ^= seal >> 32;
+
+    return (seal * KX_SESSION_INVERSE) ^ layout;
+}
+
+
+static unsigned
+kx_session_table_fits(const kx_session_table_t *t, uint64_t size,
+    const kx_session_geometry_t *g)
+{
+    return t->magic == kx_session_table_seal(size, KX_SESSION_LAYOUT)
+           && t->seal == kx_session_table_seal(size, ~KX_SESSION_LAYOUT)
+           && t->size == size
+           && t->slots == g->slots
+           && t->buckets == g->buckets;
 }
 
 
@@ -200,56 +233,43 @@ kx_session_table_check(kx_session_table_t *t)
 }
 
 
-/*
- * The size is told three times: as it is, by the magic, and by the numbers of
- * slots and buckets.  Two that agree correct the third.
- */
-
 static int
 kx_session_table_restore(kx_session_table_t *t)
 {
-    unsigned               i;
-    uint64_t               size[2];
+    uint64_t               size;
     kx_session_geometry_t  g;
 
-    size[0] = t->size;
-    size[1] = t->magic ^ KX_SESSION_LAYOUT;
+    size = kx_session_table_unseal(t->magic, KX_SESSION_LAYOUT);
 
-    for (i = 0; i < 2; i++) {
+    if (kx_session_table_geometry(&g, size) != KX_OK) {
+        size = kx_session_table_unseal(t->seal, ~KX_SESSION_LAYOUT);
 
-        if (kx_session_table_geometry(&g, size[i]) != KX_OK) {
-            continue;
+        if (kx_session_table_geometry(&g, size) != KX_OK) {
+
+            /* how much memory there is nobody knows: a table of no slots */
+
+            t->slots = 0;
+            t->buckets = 1;
+
+            kx_session_table_rebuild(t, 0);
+
+            return KX_ERROR;
         }
-
-        if (t->slots == g.slots && t->buckets == g.buckets) {
-
-            if (size[0] == size[1]) {
-                return KX_OK;
-            }
-
-        } else if (size[0] != size[1]) {
-            continue;
-        }
-
-        kx_session_table_mark(t);
-
-        t->slots = g.slots;
-        t->buckets = g.buckets;
-        t->size = size[i];
-        t->magic = KX_SESSION_LAYOUT ^ size[i];
-
-        return KX_DONE;
     }
 
-    /* how much memory there is nobody knows: a table without any slots */
+    if (kx_session_table_fits(t, size, &g)) {
+        return KX_OK;
+    }
 
-    t->size = 0;
-    t->slots = 0;
-    t->buckets = 1;
+    kx_session_table_mark(t);
 
-    kx_session_table_rebuild(t, 0);
+    t->size = size;
+    t->slots = g.slots;
+    t->buckets = g.buckets;
+    t->magic = kx_session_table_seal(size, KX_SESSION_LAYOUT);
+    t->seal = kx_session_table_seal(size, ~KX_SESSION_LAYOUT);
 
-    return KX_ERROR;
+    return KX_DONE;
 }
 
 
@@ -894,9 +914,7 @@ kx_session_table_verify(kx_session_table_t *t)
     kx_session_geometry_t  g;
 
     if (kx_session_table_geometry(&g, t->size) != KX_OK
-        || t->slots != g.slots
-        || t->buckets != g.buckets
-        || t->magic != (KX_SESSION_LAYOUT ^ t->size)
+        || !kx_session_table_fits(t, t->size, &g)
         || t->dirty
         || kx_session_table_heads(t) != KX_OK)
     {

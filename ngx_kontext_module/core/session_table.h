@@ -25,7 +25,7 @@
 
 
 typedef struct {
-    uint64_t        magic;           /* changes with the layout */
+    uint64_t        magic;           /* changes with layout and size */
     uint64_t        size;            /* of the whole block, bytes */
     uint32_t        slots;
     uint32_t        buckets;         /* a power of two */
@@ -39,6 +39,7 @@ typedef struct {
     uint64_t        expired;
     uint64_t        repaired;
     unsigned char   secret[32];      /* keys of kx_sip_init() */
+    uint64_t        seal;            /* the magic in other words */
     /* buckets of uint32_t, then the slots */
 } kx_session_table_t;
 
@@ -59,8 +60,8 @@ kx_session_table_t *kx_session_table_attach(void *mem, size_t size);
 /*
  * To be called each time the lock was taken, before anything else: repairs
  * the table if a process died within a change.  Returns KX_OK, or KX_DONE
- * after a repair.  KX_ERROR: the words that tell the size of the block are
- * lost; the table finds and opens nothing until it is created anew.
+ * after a repair.  KX_ERROR: magic and seal are lost, so that nobody knows the size
+ * of the block; the table finds and opens nothing until it is created anew.
  */
 int kx_session_table_check(kx_session_table_t *t);
 
