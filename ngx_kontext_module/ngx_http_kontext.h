@@ -186,6 +186,7 @@ struct ngx_http_kontext_ctx_s {
 
     ngx_http_kontext_status_e          status;
     kx_reason_e                        reason;
+    kx_reason_e                        response;   /* before it was analysed */
     ngx_str_t                          code;       /* skipCode or errCode */
 
     /* request */
@@ -197,7 +198,7 @@ struct ngx_http_kontext_ctx_s {
     ngx_str_t                          sdk_name;
     kx_pool_t                          pool;
     kx_conversation_t                  cv;
-    ngx_event_t                        analyse;    /* posted */
+    ngx_event_t                        analyse;    /* timer, or posted */
 
     /* session */
     u_char                             key[KX_ID_LEN];
@@ -242,6 +243,7 @@ struct ngx_http_kontext_ctx_s {
     unsigned                           body_read:1;
     unsigned                           body_done:1;
     unsigned                           analysed:1;
+    unsigned                           guess:1;    /* of the dialect */
     unsigned                           track_only:1;
     unsigned                           asked:1;    /* in the queue */
     unsigned                           waiting:1;  /* asked by another one */
@@ -280,8 +282,16 @@ ngx_int_t ngx_http_kontext_add_variables(ngx_conf_t *cf);
 
 ngx_int_t ngx_http_kontext_handler(ngx_http_request_t *r);
 
-/* Understands the request and starts its ad calls, once. */
+/*
+ * Understands the request and starts its ad calls, once.  Asks for nothing
+ * any more when the answer has ended.
+ */
 void ngx_http_kontext_analyse(ngx_http_kontext_ctx_t *ctx);
+
+/* The same, as soon as what is being sent was sent. */
+void ngx_http_kontext_analyse_post(ngx_http_kontext_ctx_t *ctx);
+
+void ngx_http_kontext_analyse_cancel(ngx_http_kontext_ctx_t *ctx);
 
 
 /* turn */

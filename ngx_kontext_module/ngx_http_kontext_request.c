@@ -6,6 +6,9 @@
 #include "ngx_http_kontext.h"
 
 
+#define NGX_HTTP_KONTEXT_DEFER  2    /* ms */
+
+
 typedef enum {
     NGX_HTTP_KONTEXT_MODE_OFF = 0,
     NGX_HTTP_KONTEXT_MODE_ON,
@@ -23,6 +26,7 @@ static kx_reason_e ngx_http_kontext_check_request(ngx_http_request_t *r,
     ngx_http_kontext_loc_conf_t *klcf);
 static ngx_uint_t ngx_http_kontext_is_json(ngx_str_t *type);
 static void ngx_http_kontext_body_handler(ngx_http_request_t *r);
+static void ngx_http_kontext_choose(ngx_http_kontext_ctx_t *ctx);
 static ngx_int_t ngx_http_kontext_identity_encoding(ngx_http_request_t *r);
 static void ngx_http_kontext_analyse_handler(ngx_event_t *ev);
 static kx_reason_e ngx_http_kontext_read_body(ngx_http_kontext_ctx_t *ctx,
@@ -235,18 +239,18 @@ ngx_http_kontext_finalize(void *data)
 {
     ngx_http_kontext_ctx_t  *ctx = data;
 
-    if (ctx->analyse.posted) {
-        ngx_delete_posted_event(&ctx->analyse);
-    }
-
-    ctx->body_done = 0;
-
     /* the subrequests are gone with the request */
 
     ctx->init.sr = NULL;
     ctx->preload.sr = NULL;
 
     ngx_http_kontext_end(ctx);
+
+    /* for the log */
+
+    ngx_http_kontext_analyse(ctx);
+
+    ctx->body_done = 0;
 }
 
 
@@ -340,6 +344,8 @@ ngx_http_kontext_body_handler(ngx_http_request_t *r)
 
     ctx->body_done = 1;
 
+    ngx_http_kontext_choose(ctx);
+
     r->preserve_body = 1;
     r->write_event_handler = ngx_http_core_run_phases;
 
@@ -350,17 +356,43 @@ ngx_http_kontext_body_handler(ngx_http_request_t *r)
     }
 
     /*
-     * The body is looked at after the request has been passed on: not even
-     * the time that takes may delay the first token.
+     * The body is looked at when the request has been passed on, and either
+     * the first bytes of the answer as well, or nothing came of it so far:
+     * not even the time that takes may delay the first token.
      */
 
     ctx->analyse.handler = ngx_http_kontext_analyse_handler;
     ctx->analyse.data = ctx;
     ctx->analyse.log = r->connection->log;
 
-    ngx_post_event(&ctx->analyse, &ngx_posted_events);
+    ngx_add_timer(&ctx->analyse, NGX_HTTP_KONTEXT_DEFER);
 
     ngx_http_core_run_phases(r);
+}
+
+
+/* the dialect: configured, or told by the path, or to be confirmed later */
+
+static void
+ngx_http_kontext_choose(ngx_http_kontext_ctx_t *ctx)
+{
+    ngx_http_request_t  *r;
+    const kx_dialect_t  *dialect;
+
+    r = ctx->request;
+    dialect = ctx->conf->format;
+
+    if (dialect == NULL) {
+        dialect = kx_dialect_by_path(&r->uri);
+    }
+
+    if (dialect == NULL) {
+        dialect = kx_dialect_default();
+        ctx->guess = 1;
+    }
+
+    kx_conversation_init(&ctx->cv, dialect, ngx_http_kontext_text_key(r),
+                         &ctx->pool);
 }
 
 
@@ -457,9 +489,7 @@ ngx_http_kontext_analyse(ngx_http_kontext_ctx_t *ctx)
 
     ctx->analysed = 1;
 
-    if (ctx->analyse.posted) {
-        ngx_delete_posted_event(&ctx->analyse);
-    }
+    ngx_http_kontext_analyse_cancel(ctx);
 
     copy = NULL;
 
@@ -469,7 +499,13 @@ ngx_http_kontext_analyse(ngx_http_kontext_ctx_t *ctx)
         reason = ngx_http_kontext_understand(ctx, &body);
     }
 
-    if (reason == KX_REASON_NONE) {
+    if (reason == KX_REASON_NONE && ctx->ended) {
+
+        /* the answer was there before anything could be asked */
+
+        reason = ctx->response ? ctx->response : KX_REASON_LATE;
+
+    } else if (reason == KX_REASON_NONE) {
         reason = ngx_http_kontext_turn(ctx);
     }
 
@@ -490,6 +526,30 @@ ngx_http_kontext_analyse(ngx_http_kontext_ctx_t *ctx)
 
     if (reason != KX_REASON_NONE) {
         ngx_http_kontext_bypass(ctx, reason);
+    }
+}
+
+
+/* the first bytes of the answer are on their way to the client */
+
+void
+ngx_http_kontext_analyse_post(ngx_http_kontext_ctx_t *ctx)
+{
+    ngx_http_kontext_analyse_cancel(ctx);
+
+    ngx_post_event(&ctx->analyse, &ngx_posted_events);
+}
+
+
+void
+ngx_http_kontext_analyse_cancel(ngx_http_kontext_ctx_t *ctx)
+{
+    if (ctx->analyse.timer_set) {
+        ngx_del_timer(&ctx->analyse);
+    }
+
+    if (ctx->analyse.posted) {
+        ngx_delete_posted_event(&ctx->analyse);
     }
 }
 
@@ -577,26 +637,11 @@ static kx_reason_e
 ngx_http_kontext_understand(ngx_http_kontext_ctx_t *ctx, ngx_str_t *body)
 {
     kx_reason_e          reason;
-    ngx_uint_t           guess;
     ngx_http_request_t  *r;
     const kx_dialect_t  *dialect;
 
     r = ctx->request;
-
-    guess = 0;
-    dialect = ctx->conf->format;
-
-    if (dialect == NULL) {
-        dialect = kx_dialect_by_path(&r->uri);
-    }
-
-    if (dialect == NULL) {
-        dialect = kx_dialect_default();
-        guess = 1;
-    }
-
-    kx_conversation_init(&ctx->cv, dialect, ngx_http_kontext_text_key(r),
-                         &ctx->pool);
+    dialect = ctx->cv.dialect;
 
     reason = kx_conversation_scan(&ctx->cv, body->data, body->len);
 
@@ -604,8 +649,7 @@ ngx_http_kontext_understand(ngx_http_kontext_ctx_t *ctx, ngx_str_t *body)
         return reason;
     }
 
-    if (guess && !dialect->body(&ctx->cv)) {
-        ctx->cv.dialect = NULL;
+    if (ctx->guess && !dialect->body(&ctx->cv)) {
         return KX_REASON_FORMAT;
     }
 

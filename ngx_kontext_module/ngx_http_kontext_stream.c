@@ -102,7 +102,7 @@ ngx_http_kontext_header_filter(ngx_http_request_t *r)
             ngx_http_kontext_refuse(ctx, reason);
 
         } else {
-            ngx_http_kontext_bypass(ctx, reason);
+            ctx->response = reason;
         }
 
         ngx_http_kontext_end(ctx);
@@ -110,14 +110,13 @@ ngx_http_kontext_header_filter(ngx_http_request_t *r)
         return ngx_http_next_header_filter(r);
     }
 
-    /* not yet, if the answer came out of a cache */
+    /* a length must be known to be wrong before it is taken away */
 
-    ngx_http_kontext_analyse(ctx);
+    if (r->headers_out.content_length_n >= 0) {
+        ngx_http_kontext_analyse(ctx);
+    }
 
-    if (!ctx->track_only
-        && (ctx->status == NGX_HTTP_KONTEXT_PENDING
-            || ctx->status == NGX_HTTP_KONTEXT_FILLED))
-    {
+    if (!ctx->track_only && ctx->status != NGX_HTTP_KONTEXT_BYPASS) {
         ngx_http_kontext_open(r, ctx);
     }
 
@@ -166,7 +165,10 @@ ngx_http_kontext_open(ngx_http_request_t *r, ngx_http_kontext_ctx_t *ctx)
 
     r->filter_need_in_memory = 1;
 
-    if (ctx->conf->inject == NGX_HTTP_KONTEXT_INJECT_MEMBER) {
+    if (ctx->conf->inject == NGX_HTTP_KONTEXT_INJECT_MEMBER
+        && ctx->status != NGX_HTTP_KONTEXT_NO_FILL
+        && ctx->status != NGX_HTTP_KONTEXT_ERROR)
+    {
         ngx_http_clear_content_length(r);
         ngx_http_clear_accept_ranges(r);
         ngx_http_clear_last_modified(r);
@@ -230,6 +232,9 @@ ngx_http_kontext_body_filter(ngx_http_request_t *r, ngx_chain_t *in)
 
     if (last) {
         ngx_http_kontext_end(ctx);
+
+    } else if (!ctx->analysed && in) {
+        ngx_http_kontext_analyse_post(ctx);
     }
 
     return rc;
@@ -241,7 +246,7 @@ ngx_http_kontext_stream(ngx_http_kontext_ctx_t *ctx, ngx_chain_t *in)
 {
     ngx_int_t                    rc;
     ngx_buf_t                   *b;
-    ngx_uint_t                   last;
+    ngx_uint_t                   last, sent;
     ngx_chain_t                 *cl, *out, **ll;
     ngx_http_request_t          *r;
     ngx_http_kontext_session_t   s;
@@ -259,6 +264,20 @@ ngx_http_kontext_stream(ngx_http_kontext_ctx_t *ctx, ngx_chain_t *in)
     out = NULL;
     ll = &out;
     last = 0;
+
+    if (ctx->status == NGX_HTTP_KONTEXT_BYPASS) {
+
+        /* it turned out that nothing is to be put in */
+
+        if (ngx_http_kontext_stream_emit(ctx, &ll, ctx->frame, ctx->frame_len)
+            != NGX_OK)
+        {
+            return NGX_ERROR;
+        }
+
+        ctx->frame_len = 0;
+        ctx->passing = 1;
+    }
 
     for (cl = in; cl; cl = cl->next) {
         b = cl->buf;
@@ -298,12 +317,22 @@ ngx_http_kontext_stream(ngx_http_kontext_ctx_t *ctx, ngx_chain_t *in)
         return NGX_OK;
     }
 
+    sent = (out != NULL);
+
     rc = ngx_http_next_body_filter(r, out);
 
     ngx_http_kontext_stream_sent(ctx, &out);
 
     if (last && !ctx->holding) {
+
+        if (!ctx->analysed) {
+            ctx->response = KX_REASON_NO_FINISH;
+        }
+
         ngx_http_kontext_end(ctx);
+
+    } else if (!ctx->analysed && sent) {
+        ngx_http_kontext_analyse_post(ctx);
     }
 
     return rc;
@@ -425,6 +454,25 @@ ngx_http_kontext_stream_read(ngx_http_kontext_ctx_t *ctx, ngx_buf_t *b,
         }
 
         verdict = ngx_http_kontext_stream_frame(ctx, frame, len, &at);
+
+        if (verdict == KX_FRAME_FINISH && !ctx->analysed) {
+
+            /* the whole answer came at once */
+
+            ngx_http_kontext_analyse(ctx);
+
+            if (ctx->status == NGX_HTTP_KONTEXT_BYPASS) {
+                verdict = KX_FRAME_PASS;
+                ctx->passing = 1;
+
+            } else if (ctx->answer.nstarted < ctx->cv.choices) {
+
+                /* more answers were asked for than it was known */
+
+                verdict = KX_FRAME_PASS;
+                ctx->answer.complete = 0;
+            }
+        }
 
         if (verdict == KX_FRAME_FINISH) {
 

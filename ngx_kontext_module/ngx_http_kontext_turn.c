@@ -360,6 +360,8 @@ ngx_http_kontext_end(ngx_http_kontext_ctx_t *ctx)
 
     ctx->ended = 1;
 
+    ngx_http_kontext_analyse_cancel(ctx);
+
     if (ctx->wake.posted) {
         ngx_delete_posted_event(&ctx->wake);
     }

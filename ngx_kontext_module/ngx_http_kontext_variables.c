@@ -6,6 +6,8 @@
 #include "ngx_http_kontext.h"
 
 
+static ngx_http_kontext_ctx_t *ngx_http_kontext_variable_ctx(
+    ngx_http_request_t *r);
 static ngx_int_t ngx_http_kontext_variable_status(ngx_http_request_t *r,
     ngx_http_variable_value_t *v, uintptr_t data);
 static ngx_int_t ngx_http_kontext_variable_reason(ngx_http_request_t *r,
@@ -123,13 +125,30 @@ ngx_http_kontext_add_variables(ngx_conf_t *cf)
 }
 
 
+/* whoever wants to know now, also makes it known now */
+
+static ngx_http_kontext_ctx_t *
+ngx_http_kontext_variable_ctx(ngx_http_request_t *r)
+{
+    ngx_http_kontext_ctx_t  *ctx;
+
+    ctx = ngx_http_kontext_get_ctx(r);
+
+    if (ctx) {
+        ngx_http_kontext_analyse(ctx);
+    }
+
+    return ctx;
+}
+
+
 static ngx_int_t
 ngx_http_kontext_variable_status(ngx_http_request_t *r,
     ngx_http_variable_value_t *v, uintptr_t data)
 {
     ngx_http_kontext_ctx_t  *ctx;
 
-    ctx = ngx_http_kontext_get_ctx(r);
+    ctx = ngx_http_kontext_variable_ctx(r);
 
     ngx_http_kontext_variable_set(v,
                 &ngx_http_kontext_statuses[ctx ? ctx->status
@@ -145,7 +164,7 @@ ngx_http_kontext_variable_reason(ngx_http_request_t *r,
 {
     ngx_http_kontext_ctx_t  *ctx;
 
-    ctx = ngx_http_kontext_get_ctx(r);
+    ctx = ngx_http_kontext_variable_ctx(r);
 
     if (ctx == NULL) {
         v->not_found = 1;
@@ -174,7 +193,7 @@ ngx_http_kontext_variable_injected(ngx_http_request_t *r,
     static ngx_str_t  member = ngx_string("member");
     static ngx_str_t  none = ngx_string("");
 
-    ctx = ngx_http_kontext_get_ctx(r);
+    ctx = ngx_http_kontext_variable_ctx(r);
 
     ngx_http_kontext_variable_set(v,
                                   (ctx && ctx->injected) ? &member : &none);
@@ -189,7 +208,7 @@ ngx_http_kontext_variable_format(ngx_http_request_t *r,
 {
     ngx_http_kontext_ctx_t  *ctx;
 
-    ctx = ngx_http_kontext_get_ctx(r);
+    ctx = ngx_http_kontext_variable_ctx(r);
 
     if (ctx == NULL || ctx->cv.dialect == NULL) {
         v->not_found = 1;
@@ -209,7 +228,7 @@ ngx_http_kontext_variable_string(ngx_http_request_t *r,
     ngx_str_t               *value;
     ngx_http_kontext_ctx_t  *ctx;
 
-    ctx = ngx_http_kontext_get_ctx(r);
+    ctx = ngx_http_kontext_variable_ctx(r);
 
     if (ctx == NULL) {
         v->not_found = 1;
@@ -236,7 +255,7 @@ ngx_http_kontext_variable_bid(ngx_http_request_t *r,
     ngx_str_t                value;
     ngx_http_kontext_ctx_t  *ctx;
 
-    ctx = ngx_http_kontext_get_ctx(r);
+    ctx = ngx_http_kontext_variable_ctx(r);
 
     if (ctx == NULL || ctx->nbids == 0) {
         v->not_found = 1;
@@ -263,7 +282,7 @@ ngx_http_kontext_variable_code(ngx_http_request_t *r,
     ngx_str_t               *code;
     ngx_http_kontext_ctx_t  *ctx;
 
-    ctx = ngx_http_kontext_get_ctx(r);
+    ctx = ngx_http_kontext_variable_ctx(r);
 
     if (ctx == NULL || ctx->nbids == 0) {
         v->not_found = 1;
@@ -288,7 +307,7 @@ ngx_http_kontext_variable_revenue(ngx_http_request_t *r,
     ngx_uint_t               i;
     ngx_http_kontext_ctx_t  *ctx;
 
-    ctx = ngx_http_kontext_get_ctx(r);
+    ctx = ngx_http_kontext_variable_ctx(r);
 
     revenue = -1;
 
@@ -338,7 +357,7 @@ ngx_http_kontext_variable_time(ngx_http_request_t *r,
     ngx_msec_t               ms;
     ngx_http_kontext_ctx_t  *ctx;
 
-    ctx = ngx_http_kontext_get_ctx(r);
+    ctx = ngx_http_kontext_variable_ctx(r);
 
     if (ctx == NULL) {
         v->not_found = 1;

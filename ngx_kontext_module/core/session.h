@@ -30,7 +30,7 @@ typedef struct {
 
 
 typedef struct {
-    /* who: a keyed digest of publisher and conversation, and one of the user */
+    /* who: keyed digests of publisher and conversation, and of the user */
     unsigned char   key[KX_ID_LEN];
     uint64_t        user;
 
@@ -67,7 +67,7 @@ typedef struct {
     unsigned char   user_message[KX_ID_LEN];     /* of the current turn */
     unsigned char   assistant[KX_ID_LEN];        /* the message with the ad */
 
-    char            code[KX_SESSION_CODE_LEN];   /* skipCode, zero at the end */
+    char            code[KX_SESSION_CODE_LEN];   /* skipCode or errCode */
     kx_session_bid_t  bids[KX_MAX_BIDS];
 } kx_session_t;
 

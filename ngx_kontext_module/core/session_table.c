@@ -14,7 +14,9 @@
 #define KX_SESSION_FACTOR     0x9e3779b97f4a7c15ULL
 #define KX_SESSION_INVERSE    0xf1de83e19937733dULL
 
+/* a power of two, and runs of 1, 2, 4 and so on up to that */
 #define KX_SESSION_MAX_SLOTS  0x40000000
+#define KX_SESSION_RUNS       31
 
 /* idle sessions that are closed whenever one is made */
 #define KX_SESSION_EXPIRE     2
@@ -66,6 +68,8 @@ static int kx_session_table_front(kx_session_table_t *t, uint32_t i);
 static int kx_session_table_unchain(kx_session_table_t *t, uint32_t i);
 static void kx_session_table_rebuild(kx_session_table_t *t, unsigned keep);
 static uint32_t kx_session_table_sort(kx_session_t *slots, uint32_t list);
+static uint32_t kx_session_table_merge(kx_session_t *slots, uint32_t one,
+    uint32_t two);
 static void kx_session_table_wipe(kx_session_t *s);
 static unsigned kx_session_table_sane(const kx_session_t *s);
 static void kx_session_table_mark(kx_session_table_t *t);
@@ -737,70 +741,70 @@ kx_session_table_rebuild(kx_session_table_t *t, unsigned keep)
 }
 
 
-/* A bottom-up merge sort, the least recently used first. */
+/*
+ * A bottom-up merge sort, the least recently used first: run i has 2^i of
+ * them or none, and two of a size are merged at once, while the cache has
+ * them.
+ */
 
 static uint32_t
 kx_session_table_sort(kx_session_t *slots, uint32_t list)
 {
-    uint32_t  left, right, last, i, nleft, nright, width, merges;
+    uint32_t  runs[KX_SESSION_RUNS], next;
+    unsigned  i;
 
-    width = 1;
+    for (i = 0; i < KX_SESSION_RUNS; i++) {
+        runs[i] = KX_SESSION_NONE;
+    }
 
-    do {
-        left = list;
-        list = KX_SESSION_NONE;
-        last = KX_SESSION_NONE;
-        merges = 0;
+    while (list != KX_SESSION_NONE) {
+        next = slots[list].newer;
+        slots[list].newer = KX_SESSION_NONE;
 
-        while (left != KX_SESSION_NONE) {
-            merges++;
-            right = left;
-            nright = width;
+        for (i = 0; i < KX_SESSION_RUNS - 1; i++) {
 
-            for (nleft = 0;
-                 nleft < width && right != KX_SESSION_NONE;
-                 nleft++)
-            {
-                right = slots[right].newer;
+            if (runs[i] == KX_SESSION_NONE) {
+                break;
             }
 
-            while (nleft || (nright && right != KX_SESSION_NONE)) {
-
-                if (nleft
-                    && (nright == 0
-                        || right == KX_SESSION_NONE
-                        || slots[left].used <= slots[right].used))
-                {
-                    i = left;
-                    left = slots[left].newer;
-                    nleft--;
-
-                } else {
-                    i = right;
-                    right = slots[right].newer;
-                    nright--;
-                }
-
-                if (last == KX_SESSION_NONE) {
-                    list = i;
-
-                } else {
-                    slots[last].newer = i;
-                }
-
-                last = i;
-            }
-
-            left = right;
+            list = kx_session_table_merge(slots, runs[i], list);
+            runs[i] = KX_SESSION_NONE;
         }
 
-        if (last != KX_SESSION_NONE) {
-            slots[last].newer = KX_SESSION_NONE;
+        runs[i] = list;
+        list = next;
+    }
+
+    for (i = 0; i < KX_SESSION_RUNS; i++) {
+        list = kx_session_table_merge(slots, runs[i], list);
+    }
+
+    return list;
+}
+
+
+static uint32_t
+kx_session_table_merge(kx_session_t *slots, uint32_t one, uint32_t two)
+{
+    uint32_t  list, *last;
+
+    last = &list;
+
+    while (one != KX_SESSION_NONE && two != KX_SESSION_NONE) {
+
+        if (slots[one].used <= slots[two].used) {
+            *last = one;
+            last = &slots[one].newer;
+            one = *last;
+
+        } else {
+            *last = two;
+            last = &slots[two].newer;
+            two = *last;
         }
+    }
 
-        width *= 2;
-
-    } while (merges > 1);
+    *last = (one != KX_SESSION_NONE) ? one : two;
 
     return list;
 }

@@ -60,7 +60,7 @@ kx_session_table_t *kx_session_table_attach(void *mem, size_t size);
 /*
  * To be called each time the lock was taken, before anything else: repairs
  * the table if a process died within a change.  Returns KX_OK, or KX_DONE
- * after a repair.  KX_ERROR: magic and seal are lost, so that nobody knows the size
+ * after a repair.  KX_ERROR: magic and seal are lost, and with them the size
  * of the block; the table finds and opens nothing until it is created anew.
  */
 int kx_session_table_check(kx_session_table_t *t);

@@ -14,6 +14,14 @@
     ((c) == ' ' || ((c) >= '\t' && (c) <= '\r'))
 
 
+/* blocks count from 1; the first two characters of a tag tell which it is */
+
+enum {
+    KX_TEXT_THINK = 1,
+    KX_TEXT_DETAILS
+};
+
+
 typedef struct {
     kx_str_t  open;
     kx_str_t  close;
@@ -36,14 +44,6 @@ static unsigned kx_text_folded(const unsigned char *p);
 static void kx_text_visible(kx_text_t *t, const unsigned char *p,
     const unsigned char *last);
 static void kx_text_out(kx_text_t *t, const unsigned char *p, size_t len);
-
-
-/* blocks count from 1; the first two characters of a tag tell which it is */
-
-enum {
-    KX_TEXT_THINK = 1,
-    KX_TEXT_DETAILS
-};
 
 
 static const kx_text_tag_t  kx_text_tags[] = {
