@@ -288,7 +288,7 @@ ngx_int_t ngx_http_kontext_handler(ngx_http_request_t *r);
  */
 void ngx_http_kontext_analyse(ngx_http_kontext_ctx_t *ctx);
 
-/* The same, as soon as what is being sent was sent. */
+/* The same, as soon as what is being sent was sent, if it is still due. */
 void ngx_http_kontext_analyse_post(ngx_http_kontext_ctx_t *ctx);
 
 void ngx_http_kontext_analyse_cancel(ngx_http_kontext_ctx_t *ctx);

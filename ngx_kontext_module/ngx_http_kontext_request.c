@@ -535,6 +535,10 @@ ngx_http_kontext_analyse(ngx_http_kontext_ctx_t *ctx)
 void
 ngx_http_kontext_analyse_post(ngx_http_kontext_ctx_t *ctx)
 {
+    if (ctx->analysed || !ctx->body_done) {
+        return;
+    }
+
     ngx_http_kontext_analyse_cancel(ctx);
 
     ngx_post_event(&ctx->analyse, &ngx_posted_events);
@@ -651,6 +655,10 @@ ngx_http_kontext_understand(ngx_http_kontext_ctx_t *ctx, ngx_str_t *body)
 
     if (ctx->guess && !dialect->body(&ctx->cv)) {
         return KX_REASON_FORMAT;
+    }
+
+    if (!ctx->cv.has_messages) {
+        return KX_REASON_BAD_BODY;
     }
 
     ngx_log_debug4(NGX_LOG_DEBUG_HTTP, r->connection->log, 0,

@@ -233,7 +233,7 @@ ngx_http_kontext_body_filter(ngx_http_request_t *r, ngx_chain_t *in)
     if (last) {
         ngx_http_kontext_end(ctx);
 
-    } else if (!ctx->analysed && in) {
+    } else if (in) {
         ngx_http_kontext_analyse_post(ctx);
     }
 
@@ -331,7 +331,7 @@ ngx_http_kontext_stream(ngx_http_kontext_ctx_t *ctx, ngx_chain_t *in)
 
         ngx_http_kontext_end(ctx);
 
-    } else if (!ctx->analysed && sent) {
+    } else if (sent) {
         ngx_http_kontext_analyse_post(ctx);
     }
 

@@ -5,144 +5,444 @@
 
 #include "device.h"
 
-
-#define KX_MAX_VERSION       15
-#define KX_MAX_PLATFORM      32
-#define KX_MAX_LOCALE        35      /* RFC 5646, 4.4.1 */
-#define KX_MAX_PIXELS        100000
-#define KX_MAX_DPR_DIGITS    8
-
-#define KX_QUALITY           1000
-#define KX_QUALITY_BAD       -1
-
-#define kx_digit(c)          ((c) >= '0' && (c) <= '9')
-#define kx_alpha(c)          (((c) | 0x20) >= 'a' && ((c) | 0x20) <= 'z')
+#include <ctype.h>
+#include <stdlib.h>
 
 
-/* the first rule whose words are both in the User-Agent holds */
+#define KX_MAX_PIXELS  100000
+
 
 typedef struct {
-    kx_str_t         word;
-    kx_str_t         also;           /* may be empty */
-    kx_str_t         value;
+    const char  *token;              /* in the User-Agent */
+    const char  *os;
+    const char  *type;
 } kx_device_rule_t;
 
 
-typedef struct {
-    kx_str_t         word;
-    kx_str_t         os;
-    kx_str_t         before;         /* what the version comes after */
-} kx_device_os_t;
-
-
-typedef struct {
-    kx_str_t         from;
-    kx_str_t         to;
-} kx_device_name_t;
-
-
 static void kx_device_agent(kx_device_t *d, const kx_str_t *agent);
+static void kx_device_version(kx_device_t *d, const unsigned char *p,
+    const unsigned char *last);
 static void kx_device_platform(kx_device_t *d, const kx_device_headers_t *h);
-static void kx_device_mobile(kx_device_t *d, const kx_device_headers_t *h);
-static void kx_device_screen(kx_device_t *d, const kx_device_headers_t *h);
 static void kx_device_locale(kx_device_t *d, const kx_str_t *languages);
-static void kx_device_range(kx_str_t *tag, int *quality, const kx_str_t *s);
-static int kx_device_quality(const kx_str_t *s);
-static unsigned kx_device_tag(const kx_str_t *s);
-static void kx_device_version(kx_str_t *version, const kx_str_t *s);
-static const kx_str_t *kx_device_name(const kx_device_name_t *names,
-    const kx_str_t *s);
-static int kx_device_number(const kx_str_t *s, int max);
-static double kx_device_ratio(const kx_str_t *s);
-static void kx_device_unquote(kx_str_t *value, const kx_str_t *s);
-static void kx_device_trim(kx_str_t *s);
-static unsigned kx_device_equal(const kx_str_t *a, const kx_str_t *b);
-static unsigned char *kx_device_find(const kx_str_t *s, const kx_str_t *word);
+static unsigned kx_device_tag(const kx_str_t *tag);
+static int kx_device_quality(const unsigned char *p,
+    const unsigned char *last);
+static double kx_device_number(const kx_str_t *s);
+static const unsigned char *kx_device_find(const kx_str_t *s,
+    const char *token);
+static void kx_device_set(kx_str_t *s, const char *value);
+static void kx_device_unquote(kx_str_t *dst, const kx_str_t *src);
+static unsigned kx_device_equal(const kx_str_t *s, const char *value);
 
 
-static const kx_str_t  kx_desktop = kx_string("desktop");
-static const kx_str_t  kx_handset = kx_string("handset");
-static const kx_str_t  kx_tablet = kx_string("tablet");
-static const kx_str_t  kx_other = kx_string("other");
-static const kx_str_t  kx_tv = kx_string("tv");
+/* the first rule that fits; a version follows the token of a system */
 
-static const kx_str_t  kx_android = kx_string("Android");
-static const kx_str_t  kx_ios = kx_string("iOS");
-static const kx_str_t  kx_windows = kx_string("Windows");
-static const kx_str_t  kx_web = kx_string("web");
-
-
-static const kx_device_rule_t  kx_device_types[] = {
-    { kx_string("SmartTV"), kx_string(""), kx_string("tv") },
-    { kx_string("SMART-TV"), kx_string(""), kx_string("tv") },
-    { kx_string("Smart-TV"), kx_string(""), kx_string("tv") },
-    { kx_string("AppleTV"), kx_string(""), kx_string("tv") },
-    { kx_string("Apple TV"), kx_string(""), kx_string("tv") },
-    { kx_string("GoogleTV"), kx_string(""), kx_string("tv") },
-    { kx_string("Android TV"), kx_string(""), kx_string("tv") },
-    { kx_string("BRAVIA"), kx_string(""), kx_string("tv") },
-    { kx_string("CrKey"), kx_string(""), kx_string("tv") },
-    { kx_string("Roku"), kx_string(""), kx_string("tv") },
-    { kx_string("HbbTV"), kx_string(""), kx_string("tv") },
-    { kx_string("Web0S"), kx_string(""), kx_string("tv") },
-    { kx_string("Tizen"), kx_string("TV"), kx_string("tv") },
-    { kx_string("iPad"), kx_string(""), kx_string("tablet") },
-    { kx_string("iPhone"), kx_string(""), kx_string("handset") },
-    { kx_string("iPod"), kx_string(""), kx_string("handset") },
-    { kx_string("Android"), kx_string("Mobile"), kx_string("handset") },
-    /* an app on Android says so, and not whether it is a phone */
-    { kx_string("Android"), kx_string("Dalvik/"), kx_string("handset") },
-    { kx_string("Android"), kx_string(""), kx_string("tablet") },
-    /* a PC with a pen has "Tablet PC" there */
-    { kx_string("Windows NT"), kx_string(""), kx_string("desktop") },
-    { kx_string("Tablet"), kx_string(""), kx_string("tablet") },
-    { kx_string("Mobile"), kx_string(""), kx_string("handset") },
-    { kx_string("Mozilla/"), kx_string(""), kx_string("desktop") },
-    { kx_string("Chrome/"), kx_string(""), kx_string("desktop") },
-    { kx_string("Safari/"), kx_string(""), kx_string("desktop") },
-    { kx_string("Firefox/"), kx_string(""), kx_string("desktop") },
-    { kx_string("Opera/"), kx_string(""), kx_string("desktop") },
-    { kx_string(""), kx_string(""), kx_string("") }
+static const kx_device_rule_t  kx_device_rules[] = {
+    { "SmartTV", NULL, "tv" },
+    { "SMART-TV", NULL, "tv" },
+    { "Smart TV", NULL, "tv" },
+    { "AppleTV", NULL, "tv" },
+    { "Apple TV", NULL, "tv" },
+    { "BRAVIA", NULL, "tv" },
+    { "CrKey", NULL, "tv" },
+    { "Roku", NULL, "tv" },
+    { "Web0S", NULL, "tv" },
+    { "iPad", "iOS", "tablet" },
+    { "iPhone", "iOS", "handset" },
+    { "iPod", "iOS", "handset" },
+    { "Windows Phone", "Windows", "handset" },
+    { "Windows", "Windows", "desktop" },
+    { "CrOS", "Chrome OS", "desktop" },
+    { "Android", "Android", NULL },
+    { "Macintosh", "macOS", "desktop" },
+    { "X11", "Linux", "desktop" },
+    { "Linux", "Linux", "desktop" },
+    { NULL, NULL, NULL }
 };
 
 
-static const kx_device_os_t  kx_device_systems[] = {
-    { kx_string("Windows Phone"), kx_string("Windows Phone"),
-      kx_string("Windows Phone ") },
-    { kx_string("iPhone"), kx_string("iOS"), kx_string("OS ") },
-    { kx_string("iPad"), kx_string("iOS"), kx_string("OS ") },
-    { kx_string("iPod"), kx_string("iOS"), kx_string("OS ") },
-    { kx_string("AppleTV"), kx_string("tvOS"), kx_string("tvOS ") },
-    { kx_string("Apple TV"), kx_string("tvOS"), kx_string("tvOS ") },
-    { kx_string("Tizen"), kx_string("Tizen"), kx_string("Tizen ") },
-    { kx_string("Web0S"), kx_string("webOS"), kx_string("Web0S ") },
-    { kx_string("Android"), kx_string("Android"), kx_string("Android ") },
-    { kx_string("CrOS"), kx_string("Chrome OS"), kx_string("CrOS ") },
-    { kx_string("Windows NT"), kx_string("Windows"),
-      kx_string("Windows NT ") },
-    { kx_string("Mac OS X"), kx_string("macOS"), kx_string("Mac OS X ") },
-    { kx_string("Macintosh"), kx_string("macOS"), kx_string("Mac OS X ") },
-    { kx_string("Linux"), kx_string("Linux"), kx_string("Linux ") },
-    { kx_string("X11"), kx_string("Linux"), kx_string("Linux ") },
-    { kx_string(""), kx_string(""), kx_string("") }
+static const char  *kx_device_versions[][2] = {
+    { "Windows NT ", "Windows" },
+    { "Windows Phone ", "Windows" },
+    { "Android ", "Android" },
+    { "CPU iPhone OS ", "iOS" },
+    { "CPU OS ", "iOS" },
+    { "Mac OS X ", "macOS" },
+    { NULL, NULL }
 };
 
 
-/* systems without a version of their own name the processor instead */
+void
+kx_device_detect(kx_device_t *d, const kx_device_headers_t *h)
+{
+    double    n;
+    kx_str_t  s;
 
-static const kx_device_name_t  kx_device_versionless[] = {
-    { kx_string("Chrome OS"), kx_string("") },
-    { kx_string("Linux"), kx_string("") },
-    { kx_string(""), kx_string("") }
-};
+    memset(d, 0, sizeof(kx_device_t));
+
+    d->user_agent = h->user_agent;
+
+    kx_device_set(&d->type, "other");
+    kx_device_set(&d->os, "web");
+    kx_device_set(&d->os_version, "");
+    kx_device_set(&d->locale, "en-US");
+    kx_device_set(&d->timezone, "UTC");
+    d->dpr = 1;
+
+    kx_device_agent(d, &h->user_agent);
+    kx_device_platform(d, h);
+    kx_device_locale(d, &h->accept_language);
+
+    kx_device_unquote(&s, &h->color_scheme);
+    d->dark = (int) kx_device_equal(&s, "dark");
+
+    n = kx_device_number(&h->dpr);
+
+    if (n >= 0.1 && n <= 10) {
+        d->dpr = n;
+    }
+
+    n = kx_device_number(&h->width);
+
+    if (n >= 1 && n <= KX_MAX_PIXELS) {
+        d->width = (int) n;
+    }
+
+    n = kx_device_number(&h->height);
+
+    if (n >= 1 && n <= KX_MAX_PIXELS) {
+        d->height = (int) n;
+    }
+}
 
 
-static const kx_device_name_t  kx_device_nt[] = {
-    { kx_string("10.0"), kx_string("10") },
-    { kx_string("6.3"), kx_string("8.1") },
-    { kx_string("6.2"), kx_string("8") },
-    { kx_string("6.1"), kx_string("7") },
-    { kx_string("6.0"), kx_string("Vista") },
-    { kx_string("5.1"), kx_string("XP") },
-    { kx_string(""), kx_string("") }
-};
+static void
+kx_device_agent(kx_device_t *d, const kx_str_t *agent)
+{
+    unsigned                 i;
+    const unsigned char     *p;
+    const kx_device_rule_t  *rule;
+
+    if (kx_device_find(agent, "Mozilla/")) {
+        kx_device_set(&d->type, "desktop");
+    }
+
+    for (rule = kx_device_rules; rule->token; rule++) {
+
+        if (kx_device_find(agent, rule->token) == NULL) {
+            continue;
+        }
+
+        if (rule->type) {
+            kx_device_set(&d->type, rule->type);
+
+        } else {
+            kx_device_set(&d->type, kx_device_find(agent, "Mobile")
+                                    ? "handset" : "tablet");
+        }
+
+        if (rule->os) {
+            kx_device_set(&d->os, rule->os);
+            break;
+        }
+
+        /* a television says more about its system further on */
+
+        if (kx_device_find(agent, "Android")) {
+            kx_device_set(&d->os, "Android");
+
+        } else if (kx_device_find(agent, "Linux")) {
+            kx_device_set(&d->os, "Linux");
+        }
+
+        break;
+    }
+
+    for (i = 0; kx_device_versions[i][0]; i++) {
+
+        if (!kx_device_equal(&d->os, kx_device_versions[i][1])) {
+            continue;
+        }
+
+        p = kx_device_find(agent, kx_device_versions[i][0]);
+
+        if (p) {
+            kx_device_version(d, p + strlen(kx_device_versions[i][0]),
+                              agent->data + agent->len);
+
+            if (d->os_version.len == 4
+                && kx_device_equal(&d->os, "Windows")
+                && kx_device_equal(&d->os_version, "10.0"))
+            {
+                d->os_version.len = 2;
+            }
+
+            return;
+        }
+    }
+}
+
+
+static void
+kx_device_version(kx_device_t *d, const unsigned char *p,
+    const unsigned char *last)
+{
+    size_t  n;
+
+    for (n = 0; p < last && n < sizeof(d->version); p++) {
+
+        if (*p == '_') {
+            d->version[n++] = '.';
+
+        } else if (isdigit(*p) || *p == '.') {
+            d->version[n++] = *p;
+
+        } else {
+            break;
+        }
+    }
+
+    d->os_version.data = d->version;
+    d->os_version.len = n;
+}
+
+
+/* client hints are more exact than the agent, which browsers have frozen */
+
+static void
+kx_device_platform(kx_device_t *d, const kx_device_headers_t *h)
+{
+    unsigned  i, mobile;
+    kx_str_t  s;
+
+    static const char  *systems[] = {
+        "Windows", "macOS", "Linux", "Chrome OS", "Android", "iOS", NULL
+    };
+
+    mobile = kx_device_equal(&h->ua_mobile, "?1");
+
+    kx_device_unquote(&s, &h->ua_platform);
+
+    for (i = 0; systems[i]; i++) {
+
+        if (!kx_device_equal(&s, systems[i])) {
+            continue;
+        }
+
+        if (!kx_device_equal(&d->os, systems[i])) {
+            kx_device_set(&d->os, systems[i]);
+            kx_device_set(&d->os_version, "");
+        }
+
+        if (kx_device_equal(&d->type, "other")) {
+            kx_device_set(&d->type, mobile ? "handset"
+                                    : i < 4 ? "desktop" : "tablet");
+        }
+
+        kx_device_unquote(&s, &h->ua_platform_version);
+
+        if (s.len) {
+            kx_device_version(d, s.data, s.data + s.len);
+        }
+
+        break;
+    }
+
+    if (mobile && (kx_device_equal(&d->type, "other")
+                   || kx_device_equal(&d->type, "desktop")))
+    {
+        kx_device_set(&d->type, "handset");
+    }
+}
+
+
+/* the language with the highest quality; the first one of equals */
+
+static void
+kx_device_locale(kx_device_t *d, const kx_str_t *languages)
+{
+    int                   q, best;
+    kx_str_t              tag;
+    const unsigned char  *p, *last, *end, *semicolon;
+
+    best = 0;
+    p = languages->data;
+    last = p + languages->len;
+
+    while (p < last) {
+        end = memchr(p, ',', (size_t) (last - p));
+
+        if (end == NULL) {
+            end = last;
+        }
+
+        while (p < end && (*p == ' ' || *p == '\t')) {
+            p++;
+        }
+
+        semicolon = memchr(p, ';', (size_t) (end - p));
+
+        tag.data = (unsigned char *) p;
+        tag.len = (size_t) ((semicolon ? semicolon : end) - p);
+
+        while (tag.len && tag.data[tag.len - 1] == ' ') {
+            tag.len--;
+        }
+
+        q = semicolon ? kx_device_quality(semicolon + 1, end) : 1000;
+
+        if (q > best && kx_device_tag(&tag)) {
+            best = q;
+            d->locale = tag;
+        }
+
+        p = end + 1;
+    }
+}
+
+
+static unsigned
+kx_device_tag(const kx_str_t *tag)
+{
+    size_t  i;
+
+    if (tag->len == 0 || tag->len > 35 || !isalpha(tag->data[0])) {
+        return 0;
+    }
+
+    for (i = 0; i < tag->len; i++) {
+        if (!isalnum(tag->data[i]) && tag->data[i] != '-') {
+            return 0;
+        }
+    }
+
+    return 1;
+}
+
+
+/* "q=0.8" in thousandths (RFC 9110, 12.4.2), -1 if it is none */
+
+static int
+kx_device_quality(const unsigned char *p, const unsigned char *last)
+{
+    int  q, unit;
+
+    while (p < last && *p == ' ') {
+        p++;
+    }
+
+    if (last - p < 3 || (p[0] != 'q' && p[0] != 'Q') || p[1] != '='
+        || (p[2] != '0' && p[2] != '1'))
+    {
+        return -1;
+    }
+
+    q = (p[2] - '0') * 1000;
+    p += 3;
+
+    if (p < last && *p == '.') {
+        p++;
+
+        for (unit = 100; unit && p < last && isdigit(*p); unit /= 10) {
+            q += (*p++ - '0') * unit;
+        }
+    }
+
+    return (q <= 1000) ? q : -1;
+}
+
+
+/* a number of digits and at most one dot, or -1 */
+
+static double
+kx_device_number(const kx_str_t *s)
+{
+    char      buf[16];
+    size_t    i;
+    unsigned  dots;
+
+    if (s->len == 0 || s->len >= sizeof(buf)) {
+        return -1;
+    }
+
+    dots = 0;
+
+    for (i = 0; i < s->len; i++) {
+
+        if (s->data[i] == '.') {
+            dots++;
+
+        } else if (!isdigit(s->data[i])) {
+            return -1;
+        }
+    }
+
+    if (dots > 1 || dots == s->len) {
+        return -1;
+    }
+
+    memcpy(buf, s->data, s->len);
+    buf[s->len] = '\0';
+
+    return strtod(buf, NULL);
+}
+
+
+static const unsigned char *
+kx_device_find(const kx_str_t *s, const char *token)
+{
+    size_t                n;
+    const unsigned char  *p, *last;
+
+    n = strlen(token);
+
+    if (s->len < n) {
+        return NULL;
+    }
+
+    last = s->data + s->len - n + 1;
+
+    for (p = s->data; p < last; p++) {
+
+        p = memchr(p, token[0], (size_t) (last - p));
+
+        if (p == NULL) {
+            return NULL;
+        }
+
+        if (memcmp(p, token, n) == 0) {
+            return p;
+        }
+    }
+
+    return NULL;
+}
+
+
+static void
+kx_device_set(kx_str_t *s, const char *value)
+{
+    s->data = (unsigned char *) value;
+    s->len = strlen(value);
+}
+
+
+static void
+kx_device_unquote(kx_str_t *dst, const kx_str_t *src)
+{
+    *dst = *src;
+
+    if (dst->len >= 2 && dst->data[0] == '"'
+        && dst->data[dst->len - 1] == '"')
+    {
+        dst->data++;
+        dst->len -= 2;
+    }
+}
+
+
+static unsigned
+kx_device_equal(const kx_str_t *s, const char *value)
+{
+    return s->len == strlen(value) && memcmp(s->data, value, s->len) == 0;
+}

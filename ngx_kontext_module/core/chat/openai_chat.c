@@ -208,12 +208,7 @@ kx_openai_chat_message(kx_conversation_t *cv, kx_json_t *j)
     int       rc;
     kx_str_t  key, role, content;
 
-    if (kx_json_type(j) != KX_JSON_OBJECT) {
-        cv->user_turn = 0;
-        return kx_json_skip(j, NULL);
-    }
-
-    if (kx_json_enter(j) != KX_OK) {
+    if (kx_json_type(j) != KX_JSON_OBJECT || kx_json_enter(j) != KX_OK) {
         return KX_ERROR;
     }
 
@@ -251,12 +246,6 @@ kx_openai_chat_message(kx_conversation_t *cv, kx_json_t *j)
 
     if (kx_json_is(&role, "assistant")) {
         return kx_conversation_message(cv, KX_ROLE_ASSISTANT, &content);
-    }
-
-    /* an instruction after the user's words does not end the user's turn */
-
-    if (kx_json_is(&role, "system") || kx_json_is(&role, "developer")) {
-        return KX_OK;
     }
 
     return kx_conversation_message(cv, KX_ROLE_OTHER, &content);
