@@ -422,8 +422,15 @@ ngx_http_kontext_call_status(ngx_http_kontext_call_t *call,
 
         /* no answer at all, or one that was cut short */
 
-        if (sr->upstream->headers_in.status_n == 0 || rc == NGX_ERROR) {
+        if (rc == NGX_ERROR) {
             return 0;
+        }
+
+        if (sr->upstream->headers_in.status_n == 0) {
+
+            /* nginx takes what is not HTTP for a body of HTTP/0.9 */
+
+            return (rc == NGX_OK && call->len) ? NGX_HTTP_OK : 0;
         }
 
         if (rc >= NGX_HTTP_SPECIAL_RESPONSE) {

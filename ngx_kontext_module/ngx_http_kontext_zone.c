@@ -18,7 +18,9 @@ typedef struct {
     ngx_slab_pool_t             *shpool;
     kx_session_table_t          *table;
     ngx_atomic_t                *turns;
+    size_t                       size;         /* of the table */
     ngx_msec_t                   idle;
+    u_char                       secret[32];
 } ngx_http_kontext_zone_t;
 
 
@@ -38,6 +40,7 @@ static ngx_int_t ngx_http_kontext_zone_init(ngx_shm_zone_t *shm_zone,
 static ngx_int_t ngx_http_kontext_zone_secret(u_char *secret, size_t len);
 static ngx_http_kontext_zone_t *ngx_http_kontext_zone_get(
     ngx_http_request_t *r);
+static void ngx_http_kontext_zone_enter(ngx_http_kontext_zone_t *zone);
 static kx_session_t *ngx_http_kontext_zone_lock(ngx_http_kontext_zone_t *zone,
     ngx_http_kontext_ctx_t *ctx, ngx_uint_t *taken);
 static void ngx_http_kontext_zone_unlock(ngx_http_kontext_zone_t *zone,
@@ -181,7 +184,6 @@ ngx_http_kontext_zone_add(ngx_conf_t *cf, ngx_str_t *name, ssize_t size,
 static ngx_int_t
 ngx_http_kontext_zone_init(ngx_shm_zone_t *shm_zone, void *data)
 {
-    u_char                      secret[32];
     size_t                      len;
     ngx_slab_pool_t            *shpool;
     ngx_http_kontext_zone_t    *zone;
@@ -228,6 +230,7 @@ ngx_http_kontext_zone_init(ngx_shm_zone_t *shm_zone, void *data)
     }
 
     zone->turns = shared->turns;
+    zone->size = shared->size;
     zone->table = NULL;
 
     if (data || shm_zone->shm.exists) {
@@ -235,17 +238,21 @@ ngx_http_kontext_zone_init(ngx_shm_zone_t *shm_zone, void *data)
     }
 
     if (zone->table) {
+        ngx_memcpy(zone->secret, zone->table->secret, sizeof(zone->secret));
         return NGX_OK;
     }
 
-    if (ngx_http_kontext_zone_secret(secret, sizeof(secret)) != NGX_OK) {
+    if (ngx_http_kontext_zone_secret(zone->secret, sizeof(zone->secret))
+        != NGX_OK)
+    {
         ngx_log_error(NGX_LOG_EMERG, shm_zone->shm.log, ngx_errno,
                       "no random bytes for kontext zone \"%V\"",
                       &shm_zone->shm.name);
         return NGX_ERROR;
     }
 
-    zone->table = kx_session_table_create(shared->table, shared->size, secret);
+    zone->table = kx_session_table_create(shared->table, shared->size,
+                                          zone->secret);
 
     return zone->table ? NGX_OK : NGX_ERROR;
 }
@@ -267,14 +274,14 @@ ngx_http_kontext_zone_secret(u_char *secret, size_t len)
 const u_char *
 ngx_http_kontext_zone_key(ngx_http_request_t *r)
 {
-    return ngx_http_kontext_zone_get(r)->table->secret;
+    return ngx_http_kontext_zone_get(r)->secret;
 }
 
 
 const u_char *
 ngx_http_kontext_text_key(ngx_http_request_t *r)
 {
-    return ngx_http_kontext_zone_get(r)->table->secret + KX_SIP_KEY_LEN;
+    return ngx_http_kontext_zone_get(r)->secret + KX_SIP_KEY_LEN;
 }
 
 
@@ -301,9 +308,7 @@ ngx_http_kontext_zone_turn(ngx_http_kontext_ctx_t *ctx, u_char *message,
 
     timeout = 4 * KX_PRELOAD_TIMEOUT + 7000;
 
-    ngx_shmtx_lock(&zone->shpool->mutex);
-
-    (void) kx_session_table_check(table);
+    ngx_http_kontext_zone_enter(zone);
 
     ks = kx_session_table_open(table, ctx->key, ctx->user_key, now, wall,
                                zone->idle, &created);
@@ -314,14 +319,6 @@ ngx_http_kontext_zone_turn(ngx_http_kontext_ctx_t *ctx, u_char *message,
     }
 
     kx_session_table_change(table, ks);
-
-    if (created) {
-
-        /* calls for an earlier session of this key must not fit this one */
-
-        ks->seq = (uint32_t) ngx_random();
-        ks->init_seq = (uint32_t) ngx_random();
-    }
 
     s->turn = kx_session_turn(ks, message, ctx->track_only, now, wall,
                               timeout);
@@ -536,6 +533,19 @@ ngx_http_kontext_zone_get(ngx_http_request_t *r)
 }
 
 
+/* takes the lock; a worker may have died with it */
+
+static void
+ngx_http_kontext_zone_enter(ngx_http_kontext_zone_t *zone)
+{
+    ngx_shmtx_lock(&zone->shpool->mutex);
+
+    if (kx_session_table_check(zone->table) == KX_ERROR) {
+        (void) kx_session_table_create(zone->table, zone->size, zone->secret);
+    }
+}
+
+
 /*
  * The session, ready to be changed, or NULL; locked in either case.  taken:
  * another user has taken the conversation over.
@@ -549,9 +559,7 @@ ngx_http_kontext_zone_lock(ngx_http_kontext_zone_t *zone,
 
     *taken = 0;
 
-    ngx_shmtx_lock(&zone->shpool->mutex);
-
-    (void) kx_session_table_check(zone->table);
+    ngx_http_kontext_zone_enter(zone);
 
     ks = kx_session_table_find(zone->table, ctx->key, ngx_http_kontext_now(),
                                zone->idle);

@@ -322,12 +322,10 @@ kx_conversation_text(kx_conversation_t *cv, const kx_kept_t *kept,
     unsigned char     *p;
     kx_message_text_t  mt;
 
-    /* no escape is shorter than what it stands for */
+    /* an ill-formed byte becomes three, all else gets shorter or stays */
 
     size = kept->content.len;
-    if (size > room) {
-        size = room;
-    }
+    size = (size > room / 3) ? room : size * 3;
 
     p = cv->pool->alloc(cv->pool->data, size ? size : 1);
     if (p == NULL) {
