@@ -103,7 +103,7 @@ typedef struct {
 typedef struct {
     ngx_str_t                          name;
     ngx_shm_zone_t                    *zone;
-    ngx_uint_t                         used;       /* kontext is on somewhere */
+    ngx_uint_t                         used;       /* is it on anywhere? */
     ngx_array_t                        locations;  /* to be checked */
 } ngx_http_kontext_main_conf_t;
 

@@ -395,8 +395,8 @@ static ngx_int_t
 ngx_http_kontext_stream_read(ngx_http_kontext_ctx_t *ctx, ngx_buf_t *b,
     ngx_chain_t ***ll)
 {
-    size_t        at, len;
-    kx_frame_e    verdict;
+    size_t         at, len;
+    kx_frame_e     verdict;
     const u_char  *p, *end, *frame;
 
     p = b->pos;

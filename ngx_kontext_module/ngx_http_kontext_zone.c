@@ -41,10 +41,10 @@ static ngx_int_t ngx_http_kontext_zone_secret(u_char *secret, size_t len);
 static ngx_http_kontext_zone_t *ngx_http_kontext_zone_get(
     ngx_http_request_t *r);
 static void ngx_http_kontext_zone_enter(ngx_http_kontext_zone_t *zone);
-static kx_session_t *ngx_http_kontext_zone_lock(ngx_http_kontext_zone_t *zone,
-    ngx_http_kontext_ctx_t *ctx, ngx_uint_t *taken);
-static void ngx_http_kontext_zone_unlock(ngx_http_kontext_zone_t *zone,
-    kx_session_t *s);
+static kx_session_t *ngx_http_kontext_zone_lock(ngx_http_kontext_ctx_t *ctx,
+    ngx_uint_t *taken);
+static void ngx_http_kontext_zone_unlock(ngx_http_kontext_ctx_t *ctx,
+    kx_session_t *ks);
 static void ngx_http_kontext_zone_read(ngx_http_kontext_ctx_t *ctx,
     kx_session_t *ks, ngx_http_kontext_session_t *s);
 
@@ -369,14 +369,11 @@ ngx_int_t
 ngx_http_kontext_zone_answer(ngx_http_kontext_ctx_t *ctx,
     kx_preload_answer_t *a)
 {
-    ngx_int_t                 rc;
-    ngx_uint_t                taken;
-    kx_session_t             *ks;
-    ngx_http_kontext_zone_t  *zone;
+    ngx_int_t      rc;
+    ngx_uint_t     taken;
+    kx_session_t  *ks;
 
-    zone = ngx_http_kontext_zone_get(ctx->request);
-
-    ks = ngx_http_kontext_zone_lock(zone, ctx, &taken);
+    ks = ngx_http_kontext_zone_lock(ctx, &taken);
 
     /* the answer to this request is good also when its session is evicted */
 
@@ -389,7 +386,7 @@ ngx_http_kontext_zone_answer(ngx_http_kontext_ctx_t *ctx,
         rc = NGX_DECLINED;
     }
 
-    ngx_http_kontext_zone_unlock(zone, ks);
+    ngx_http_kontext_zone_unlock(ctx, ks);
 
     return rc;
 }
@@ -399,76 +396,64 @@ void
 ngx_http_kontext_zone_init_answer(ngx_http_kontext_ctx_t *ctx,
     kx_init_answer_t *a)
 {
-    ngx_uint_t                taken;
-    kx_session_t             *ks;
-    ngx_http_kontext_zone_t  *zone;
+    ngx_uint_t     taken;
+    kx_session_t  *ks;
 
-    zone = ngx_http_kontext_zone_get(ctx->request);
-
-    ks = ngx_http_kontext_zone_lock(zone, ctx, &taken);
+    ks = ngx_http_kontext_zone_lock(ctx, &taken);
 
     if (ks) {
         kx_session_init_answer(ks, ctx->init_seq, a);
     }
 
-    ngx_http_kontext_zone_unlock(zone, ks);
+    ngx_http_kontext_zone_unlock(ctx, ks);
 }
 
 
 void
 ngx_http_kontext_zone_cancel(ngx_http_kontext_ctx_t *ctx)
 {
-    ngx_uint_t                taken;
-    kx_session_t             *ks;
-    ngx_http_kontext_zone_t  *zone;
+    ngx_uint_t     taken;
+    kx_session_t  *ks;
 
-    zone = ngx_http_kontext_zone_get(ctx->request);
-
-    ks = ngx_http_kontext_zone_lock(zone, ctx, &taken);
+    ks = ngx_http_kontext_zone_lock(ctx, &taken);
 
     if (ks) {
         kx_session_cancel(ks, ctx->seq);
     }
 
-    ngx_http_kontext_zone_unlock(zone, ks);
+    ngx_http_kontext_zone_unlock(ctx, ks);
 }
 
 
 void
 ngx_http_kontext_zone_init_cancel(ngx_http_kontext_ctx_t *ctx)
 {
-    ngx_uint_t                taken;
-    kx_session_t             *ks;
-    ngx_http_kontext_zone_t  *zone;
+    ngx_uint_t     taken;
+    kx_session_t  *ks;
 
-    zone = ngx_http_kontext_zone_get(ctx->request);
-
-    ks = ngx_http_kontext_zone_lock(zone, ctx, &taken);
+    ks = ngx_http_kontext_zone_lock(ctx, &taken);
 
     if (ks) {
         kx_session_init_cancel(ks, ctx->init_seq);
     }
 
-    ngx_http_kontext_zone_unlock(zone, ks);
+    ngx_http_kontext_zone_unlock(ctx, ks);
 }
 
 
 void
 ngx_http_kontext_zone_pair(ngx_http_kontext_ctx_t *ctx)
 {
-    ngx_uint_t                taken;
-    kx_session_t             *ks;
-    ngx_http_kontext_zone_t  *zone;
+    ngx_uint_t     taken;
+    kx_session_t  *ks;
 
-    zone = ngx_http_kontext_zone_get(ctx->request);
-
-    ks = ngx_http_kontext_zone_lock(zone, ctx, &taken);
+    ks = ngx_http_kontext_zone_lock(ctx, &taken);
 
     if (ks) {
         (void) kx_session_pair(ks, ctx->seq, ctx->message);
     }
 
-    ngx_http_kontext_zone_unlock(zone, ks);
+    ngx_http_kontext_zone_unlock(ctx, ks);
 }
 
 
@@ -476,14 +461,11 @@ ngx_int_t
 ngx_http_kontext_zone_look(ngx_http_kontext_ctx_t *ctx,
     ngx_http_kontext_session_t *s)
 {
-    ngx_int_t                 rc;
-    ngx_uint_t                taken;
-    kx_session_t             *ks;
-    ngx_http_kontext_zone_t  *zone;
+    ngx_int_t      rc;
+    ngx_uint_t     taken;
+    kx_session_t  *ks;
 
-    zone = ngx_http_kontext_zone_get(ctx->request);
-
-    ks = ngx_http_kontext_zone_lock(zone, ctx, &taken);
+    ks = ngx_http_kontext_zone_lock(ctx, &taken);
 
     if (ks == NULL || ks->seq != ctx->seq) {
         rc = NGX_DECLINED;
@@ -496,7 +478,7 @@ ngx_http_kontext_zone_look(ngx_http_kontext_ctx_t *ctx,
         ngx_http_kontext_zone_read(ctx, ks, s);
     }
 
-    ngx_http_kontext_zone_unlock(zone, ks);
+    ngx_http_kontext_zone_unlock(ctx, ks);
 
     return rc;
 }
@@ -552,11 +534,12 @@ ngx_http_kontext_zone_enter(ngx_http_kontext_zone_t *zone)
  */
 
 static kx_session_t *
-ngx_http_kontext_zone_lock(ngx_http_kontext_zone_t *zone,
-    ngx_http_kontext_ctx_t *ctx, ngx_uint_t *taken)
+ngx_http_kontext_zone_lock(ngx_http_kontext_ctx_t *ctx, ngx_uint_t *taken)
 {
-    kx_session_t  *ks;
+    kx_session_t             *ks;
+    ngx_http_kontext_zone_t  *zone;
 
+    zone = ngx_http_kontext_zone_get(ctx->request);
     *taken = 0;
 
     ngx_http_kontext_zone_enter(zone);
@@ -578,10 +561,14 @@ ngx_http_kontext_zone_lock(ngx_http_kontext_zone_t *zone,
 
 
 static void
-ngx_http_kontext_zone_unlock(ngx_http_kontext_zone_t *zone, kx_session_t *s)
+ngx_http_kontext_zone_unlock(ngx_http_kontext_ctx_t *ctx, kx_session_t *ks)
 {
-    if (s) {
-        kx_session_table_changed(zone->table, s);
+    ngx_http_kontext_zone_t  *zone;
+
+    zone = ngx_http_kontext_zone_get(ctx->request);
+
+    if (ks) {
+        kx_session_table_changed(zone->table, ks);
     }
 
     ngx_shmtx_unlock(&zone->shpool->mutex);

@@ -305,8 +305,8 @@ test_modes(void **state)
 static void
 test_identities(void **state)
 {
-    size_t  i;
     char    body[1024], id[400];
+    size_t  i;
 
     static const struct {
         const char  *body;
@@ -365,8 +365,8 @@ test_identities(void **state)
 static void
 test_bad_bodies(void **state)
 {
-    size_t   i;
     char    *bomb;
+    size_t   i;
 
     static const char  *bodies[] = {
         "", " ", "[]", "7", "\"x\"", "null", "{", "{]", "{\"a\"}", "{\"a\":}",
@@ -573,8 +573,8 @@ test_text_is_capped(void **state)
 static void
 test_derived_conversation(void **state)
 {
-    unsigned char  a[KX_MESSAGE_ID_LEN], b[KX_MESSAGE_ID_LEN];
     kx_str_t       u1 = kx_string("u1"), u2 = kx_string("u2");
+    unsigned char  a[KX_MESSAGE_ID_LEN], b[KX_MESSAGE_ID_LEN];
 
     (void) state;
 

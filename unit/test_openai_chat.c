@@ -70,8 +70,8 @@ feed(result_t *res, const unsigned char *p, size_t len)
     kx_sse_t              sse;
     kx_frame_e            verdict;
     unsigned char        *scratch;
-    const unsigned char  *end, *start, *last;
     kx_sse_event_t        ev;
+    const unsigned char  *end, *start, *last;
 
     memset(res, 0, sizeof(result_t));
     memset(&sse, 0, sizeof(kx_sse_t));
@@ -127,8 +127,8 @@ feed_text(result_t *res, const char *stream)
 static void
 assert_answer(const char *text)
 {
-    size_t         n;
     char          *body, *p;
+    size_t         n;
     unsigned       i, count;
     kx_message_t   messages[KX_MAX_MESSAGES];
     unsigned char  digest[KX_ID_LEN], expected[KX_ID_LEN];
@@ -281,8 +281,8 @@ test_two_answers_asked_for(void **state)
 static void
 test_refusals(void **state)
 {
-    size_t    i;
     char      stream[2048];
+    size_t    i;
     result_t  res;
 
     static const struct {

@@ -987,8 +987,8 @@ test_states_that_do_not_exist(void **state)
 static void
 test_code_numbers(void **state)
 {
-    unsigned char  text[8];
     kx_str_t       code;
+    unsigned char  text[8];
 
     static const kx_str_t  empty = kx_string("");
     static const kx_str_t  foobar = kx_string("foobar");

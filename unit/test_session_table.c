@@ -189,8 +189,8 @@ test_create_fits(void **state)
 static void
 test_attach(void **state)
 {
-    unsigned char        *copy;
     kx_session_t         *s;
+    unsigned char        *copy;
     kx_session_table_t   *other;
 
     s = open_at(1, NOW);
@@ -741,8 +741,8 @@ test_each_word(void **state)
     size_t          i, words;
     uint32_t       *word;
     unsigned        j, k, n, found, created;
-    unsigned char  *copy;
     kx_session_t   *s;
+    unsigned char  *copy;
 
     static const uint32_t  values[] = {
         0, 1, 2, SLOTS - 1, SLOTS, SLOTS + 1, 0x7fffffff, 0x80000000,

@@ -535,8 +535,8 @@ static void
 test_long_lines(void **state)
 {
     size_t           n, len, i;
-    unsigned char   *p;
     kx_sse_t         sse;
+    unsigned char   *p;
     kx_sse_event_t   ev;
 
     static const char  *ends[] = { "\n\n", "\r\r", "\r\n\r\n" };

@@ -338,8 +338,8 @@ test_binary(void **state)
 static void
 test_calls(void **state)
 {
-    size_t      i, len;
     char       *text;
+    size_t      i, len;
     kx_text_t   t;
     collect_t   c;
 

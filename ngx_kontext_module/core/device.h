@@ -22,8 +22,8 @@ typedef struct {
     kx_str_t  ua_platform_version;   /* Sec-CH-UA-Platform-Version */
     kx_str_t  ua_mobile;             /* Sec-CH-UA-Mobile */
     kx_str_t  color_scheme;          /* Sec-CH-Prefers-Color-Scheme */
-    kx_str_t  dpr;                   /* Sec-CH-DPR, DPR */
-    kx_str_t  width;                 /* Sec-CH-Viewport-Width, Viewport-Width */
+    kx_str_t  dpr;                   /* Sec-CH-DPR */
+    kx_str_t  width;                 /* Sec-CH-Viewport-Width */
     kx_str_t  height;                /* Sec-CH-Viewport-Height */
 } kx_device_headers_t;
 

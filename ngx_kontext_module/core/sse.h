@@ -27,7 +27,7 @@ typedef struct {
 typedef struct {
     kx_str_t              event;     /* the last event field, or empty */
     kx_str_t              data;      /* all data, joined with LF */
-    kx_str_t              tail;      /* value of the last data line, in place */
+    kx_str_t              tail;      /* the last data line, in place */
     unsigned              ndata;     /* number of data lines */
 } kx_sse_event_t;
 

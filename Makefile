@@ -1,0 +1,240 @@
+# make                  build/ngx_http_kontext_module.so for the installed nginx
+# make test             unit tests, style check, t/ against that nginx
+# make NGINX_SRC=/path  the same out of a plain nginx source tree
+#
+# Nothing is written outside $(BUILD).
+
+BUILD = build
+
+# Debian's nginx-dev puts its configured tree here
+
+NGINX_SRC = /usr/share/nginx/src
+
+# Taken from nginx-dev's conf_flags where there is one
+
+NGINX_CONF_FLAGS =
+
+CFLAGS  = -O2 -g -fstack-protector-strong
+LDFLAGS = -Wl,-z,relro -Wl,-z,now
+
+DESTDIR     =
+MODULES_DIR = /usr/lib/nginx/modules
+CONF_DIR    = /etc/nginx
+
+NGINX        = /usr/sbin/nginx
+ECHO_MODULE  = /usr/lib/nginx/modules/ngx_http_echo_module.so
+T            = t
+
+# the tests wait more than they work
+
+PROVE_JOBS   = 4
+
+FUZZ_SECONDS = 10
+FUZZ_CC      = clang
+
+# -Wall, -Wextra, -Wpointer-arith and -Werror come from nginx's configure for
+# the module, and must not be given to it: they would fail its feature tests.
+
+WARN     = -Wshadow -Wdeclaration-after-statement -Wvla -Wmissing-prototypes
+WARN_ALL = -std=gnu99 -Wall -Wextra -Wpointer-arith -Wno-unused-parameter \
+           $(WARN) -Werror
+
+
+ROOT     := $(CURDIR)
+BUILD_DIR = $(abspath $(BUILD))
+OBJS      = $(BUILD_DIR)/objs
+MODULE    = $(BUILD_DIR)/ngx_http_kontext_module.so
+
+CORE := $(wildcard ngx_kontext_module/core/*.c ngx_kontext_module/core/*/*.c)
+SRCS := $(CORE) $(wildcard ngx_kontext_module/*.c)
+HDRS := $(wildcard ngx_kontext_module/*.h ngx_kontext_module/core/*.h \
+                   ngx_kontext_module/core/*/*.h)
+
+UNIT := $(patsubst unit/%.c,%,$(wildcard unit/test_*.c))
+FUZZ := $(patsubst fuzz/%.c,%,$(wildcard fuzz/fuzz_*.c))
+
+
+.PHONY: all module unit fuzz test nginx-tests style lint test-asan \
+        test-valgrind test-versions install clean FORCE
+.DELETE_ON_ERROR:
+
+# "make CFLAGS=..." is for this file: nginx's Makefile has its own, with its
+# own warnings
+
+MAKEOVERRIDES =
+
+all: module
+module: $(MODULE)
+
+
+# The module.  nginx's configure writes a Makefile into the directory it runs
+# in, which for an installed tree is no place for us: run it in a directory of
+# links to that tree.
+
+CONFIGURED = $(CC) $(CFLAGS) $(LDFLAGS) $(WARN) $(NGINX_SRC) \
+             $(NGINX_CONF_FLAGS) $(HDRS)
+
+$(BUILD_DIR)/configured: FORCE
+	@mkdir -p $(BUILD_DIR)
+	@test -x $(NGINX_SRC)/configure || { echo "no nginx source in \
+	$(NGINX_SRC): install nginx-dev or set NGINX_SRC" >&2; exit 1; }
+	@{ echo '$(subst ','\'',$(CONFIGURED))'; \
+	   cat $(NGINX_SRC)/src/core/nginx.h; \
+	   cat $(NGINX_SRC)/conf_flags 2>/dev/null || true; } > $@.new
+	@cmp -s $@.new $@ && rm $@.new || mv $@.new $@
+
+$(OBJS)/Makefile: config $(BUILD_DIR)/configured
+	rm -rf $(BUILD_DIR)/nginx $(OBJS)
+	mkdir -p $(BUILD_DIR)/nginx
+	ln -s $(abspath $(NGINX_SRC))/* $(BUILD_DIR)/nginx/
+	rm -f $(BUILD_DIR)/nginx/Makefile $(BUILD_DIR)/nginx/objs
+	cd $(BUILD_DIR)/nginx && CC='$(CC)' BUILDDIR=$(OBJS) \
+	    MODULE_DIR=$(ROOT) CC_OPT='$(CFLAGS) $(WARN)' LD_OPT='$(LDFLAGS)' \
+	    $(ROOT)/util/configure $(NGINX_CONF_FLAGS) > $(BUILD_DIR)/configure.log \
+	    || { cat $(BUILD_DIR)/configure.log >&2; exit 1; }
+
+$(MODULE): $(OBJS)/Makefile $(SRCS) $(HDRS)
+	+$(MAKE) --no-print-directory -C $(BUILD_DIR)/nginx \
+	    -f $(OBJS)/Makefile modules
+	cp $(OBJS)/ngx_http_kontext_module.so $@
+
+
+# For the tests only: a content handler that sends a file in given pieces.
+
+CHOP = $(BUILD_DIR)/ngx_http_chop_module.so
+
+$(CHOP): t/chop/config t/chop/ngx_http_chop_module.c $(OBJS)/Makefile
+	rm -rf $(BUILD_DIR)/chop
+	cd $(BUILD_DIR)/nginx && CC='$(CC)' BUILDDIR=$(BUILD_DIR)/chop \
+	    MODULE_DIR=$(ROOT)/t/chop CC_OPT='$(CFLAGS) $(WARN)' \
+	    LD_OPT='$(LDFLAGS)' $(ROOT)/util/configure $(NGINX_CONF_FLAGS) \
+	    > $(BUILD_DIR)/configure-chop.log \
+	    || { cat $(BUILD_DIR)/configure-chop.log >&2; exit 1; }
+	+$(MAKE) --no-print-directory -C $(BUILD_DIR)/nginx \
+	    -f $(BUILD_DIR)/chop/Makefile modules
+	cp $(BUILD_DIR)/chop/ngx_http_chop_module.so $@
+
+
+# Unit tests: the core without nginx, once under the sanitizers and once
+# without for the tests that kill processes on purpose.
+
+UNIT_PLAIN = test_session_crash
+SAN        = -fsanitize=address,undefined -fno-sanitize-recover=undefined \
+             -fno-omit-frame-pointer
+CORE_FLAGS = $(WARN_ALL) -g -Ingx_kontext_module -Ingx_kontext_module/core
+UNIT_DIR   = $(BUILD_DIR)/unit
+
+UNIT_HELP := $(filter-out unit/test_%,$(wildcard unit/*.c))
+UNIT_SRCS := $(CORE) $(UNIT_HELP)
+UNIT_SAN   = $(UNIT_SRCS:%.c=$(UNIT_DIR)/san/%.o)
+UNIT_BARE  = $(UNIT_SRCS:%.c=$(UNIT_DIR)/plain/%.o)
+UNIT_RUN   = $(foreach t,$(UNIT),$(UNIT_DIR)/$(t))
+
+$(UNIT_DIR)/flags: FORCE
+	@mkdir -p $(UNIT_DIR)
+	@echo '$(CC) $(CORE_FLAGS) $(SAN)' | cmp -s - $@ \
+	    || echo '$(CC) $(CORE_FLAGS) $(SAN)' > $@
+
+$(UNIT_DIR)/san/%.o: %.c $(UNIT_DIR)/flags
+	@mkdir -p $(@D)
+	$(CC) $(CORE_FLAGS) -O1 $(SAN) -MMD -MP -c -o $@ $<
+
+$(UNIT_DIR)/plain/%.o: %.c $(UNIT_DIR)/flags
+	@mkdir -p $(@D)
+	$(CC) $(CORE_FLAGS) -O2 -MMD -MP -c -o $@ $<
+
+UNIT_LIBS = -lcmocka -lcjson -lpthread
+
+$(filter-out $(UNIT_PLAIN:%=$(UNIT_DIR)/%),$(UNIT_RUN)): \
+$(UNIT_DIR)/%: $(UNIT_DIR)/san/unit/%.o $(UNIT_SAN)
+	$(CC) $(SAN) -o $@ $^ $(UNIT_LIBS)
+
+$(filter $(UNIT_PLAIN:%=$(UNIT_DIR)/%),$(UNIT_RUN)): \
+$(UNIT_DIR)/%: $(UNIT_DIR)/plain/unit/%.o $(UNIT_BARE)
+	$(CC) -o $@ $^ $(UNIT_LIBS)
+
+unit: $(UNIT_RUN)
+	@util/run-unit $(UNIT_RUN)
+
+-include $(shell find $(BUILD)/unit $(BUILD)/fuzz -name '*.d' 2>/dev/null)
+
+
+# Fuzzers: a time box for each; a crashing input stays in $(BUILD)/fuzz.
+
+FUZZ_DIR   = $(BUILD_DIR)/fuzz
+FUZZ_SAN   = -fsanitize=fuzzer-no-link,address,undefined \
+             -fno-sanitize-recover=undefined
+FUZZ_CORE  = $(CORE:%.c=$(FUZZ_DIR)/obj/%.o)
+FUZZ_RUN   = $(FUZZ:%=run-%)
+
+.PHONY: $(FUZZ_RUN)
+.SECONDARY: $(FUZZ_CORE) $(FUZZ:%=$(FUZZ_DIR)/obj/fuzz/%.o)
+
+$(FUZZ_DIR)/obj/%.o: %.c
+	@mkdir -p $(@D)
+	$(FUZZ_CC) $(CORE_FLAGS) -O1 $(FUZZ_SAN) -MMD -MP -c -o $@ $<
+
+$(FUZZ:%=$(FUZZ_DIR)/%): $(FUZZ_DIR)/%: $(FUZZ_DIR)/obj/fuzz/%.o $(FUZZ_CORE)
+	$(FUZZ_CC) -fsanitize=fuzzer,address,undefined -o $@ $^ -lcjson
+
+$(FUZZ_RUN): run-%: $(FUZZ_DIR)/%
+	@mkdir -p $(FUZZ_DIR)/corpus/$*
+	cd $(FUZZ_DIR) && ./$* -max_total_time=$(FUZZ_SECONDS) -timeout=5 \
+	    -rss_limit_mb=2048 -print_final_stats=1 -verbosity=0 \
+	    corpus/$* $(wildcard $(ROOT)/fuzz/corpus/$*)
+
+fuzz: $(FUZZ_RUN)
+
+
+# Test::Nginx.  Ports and server roots are random so that files run side by
+# side.
+
+PROVE = TEST_NGINX_BINARY=$(NGINX) TEST_NGINX_RANDOMIZE=1 \
+        TEST_NGINX_SERVROOT=$(BUILD_DIR)/servroot \
+        TEST_NGINX_LOAD_MODULES="$(wildcard $(ECHO_MODULE)) $(MODULE)" \
+        KONTEXT_BUILD=$(BUILD_DIR)
+
+nginx-tests: module $(CHOP)
+	@mkdir -p $(BUILD_DIR)
+	$(PROVE) prove -j $(PROVE_JOBS) -It/lib -r $(T)
+
+test: unit style nginx-tests
+
+style:
+	util/style --self-test
+	util/style
+
+lint:
+	cppcheck --quiet --std=c99 --enable=warning,portability \
+	    --inline-suppr --error-exitcode=1 -j 2 \
+	    --suppress=missingIncludeSystem $(CORE)
+
+test-valgrind: PROVE += TEST_NGINX_USE_VALGRIND=1 TEST_NGINX_SLEEP=1
+test-valgrind: nginx-tests
+
+test-versions:
+	util/test-versions
+
+
+# The same t/ with an nginx of our own under AddressSanitizer, where each
+# pool allocation is a malloc() of its own; UBSan watches the module.
+
+ASAN_NGINX = $(or $(KONTEXT_CACHE),$(BUILD_DIR))/asan-nginx
+
+test-asan:
+	util/asan-nginx $(ASAN_NGINX)
+	+util/sanitized $(BUILD_DIR)/asan-reports \
+	    $(MAKE) --no-print-directory nginx-tests BUILD=$(BUILD)/asan \
+	    NGINX_SRC=$(ASAN_NGINX)/source NGINX=$(ASAN_NGINX)/nginx \
+	    NGINX_CONF_FLAGS="$$(cat $(ASAN_NGINX)/conf_flags)" \
+	    CC='$(CC)' CFLAGS='-O1 -g $(SAN) -DNGX_DEBUG_PALLOC=1' \
+	    LDFLAGS='$(SAN)' T='$(T)' PROVE_JOBS='$(PROVE_JOBS)'
+
+
+install: module
+	install -d $(DESTDIR)$(MODULES_DIR) $(DESTDIR)$(CONF_DIR)
+	install -m 644 $(MODULE) $(DESTDIR)$(MODULES_DIR)/
+	install -m 644 conf/*.conf $(DESTDIR)$(CONF_DIR)/
+
+clean:
+	rm -rf $(BUILD_DIR) t/servroot*
