@@ -21,7 +21,7 @@ DESTDIR     =
 MODULES_DIR = /usr/lib/nginx/modules
 CONF_DIR    = /etc/nginx
 
-NGINX        = /usr/sbin/nginx
+NGINX_BIN    = /usr/sbin/nginx
 ECHO_MODULE  = /usr/lib/nginx/modules/ngx_http_echo_module.so
 T            = t
 
@@ -179,17 +179,21 @@ $(FUZZ:%=$(FUZZ_DIR)/%): $(FUZZ_DIR)/%: $(FUZZ_DIR)/obj/fuzz/%.o $(FUZZ_CORE)
 
 $(FUZZ_RUN): run-%: $(FUZZ_DIR)/%
 	@mkdir -p $(FUZZ_DIR)/corpus/$*
-	cd $(FUZZ_DIR) && ./$* -max_total_time=$(FUZZ_SECONDS) -timeout=5 \
-	    -rss_limit_mb=2048 -print_final_stats=1 -verbosity=0 \
-	    corpus/$* $(wildcard $(ROOT)/fuzz/corpus/$*)
+	@cd $(FUZZ_DIR) && ./$* -max_total_time=$(FUZZ_SECONDS) -timeout=5 \
+	    -rss_limit_mb=2048 -print_final_stats=1 corpus/$* \
+	    $(wildcard $(ROOT)/fuzz/corpus/$*) > $*.log 2>&1 \
+	    || { tail -n 60 $*.log; echo "fuzz/$* .. FAILED"; exit 1; }
+	@echo "fuzz/$* .. ok, `sed -n 's/.*executed_units: *//p' \
+	    $(FUZZ_DIR)/$*.log` runs"
 
 fuzz: $(FUZZ_RUN)
+	@test -n "$(FUZZ_RUN)"
 
 
 # Test::Nginx.  Ports and server roots are random so that files run side by
 # side.
 
-PROVE = TEST_NGINX_BINARY=$(NGINX) TEST_NGINX_RANDOMIZE=1 \
+PROVE = TEST_NGINX_BINARY=$(NGINX_BIN) TEST_NGINX_RANDOMIZE=1 \
         TEST_NGINX_SERVROOT=$(BUILD_DIR)/servroot \
         TEST_NGINX_LOAD_MODULES="$(wildcard $(ECHO_MODULE)) $(MODULE)" \
         KONTEXT_BUILD=$(BUILD_DIR)
@@ -225,7 +229,7 @@ test-asan:
 	util/asan-nginx $(ASAN_NGINX)
 	+util/sanitized $(BUILD_DIR)/asan-reports \
 	    $(MAKE) --no-print-directory nginx-tests BUILD=$(BUILD)/asan \
-	    NGINX_SRC=$(ASAN_NGINX)/source NGINX=$(ASAN_NGINX)/nginx \
+	    NGINX_SRC=$(ASAN_NGINX)/source NGINX_BIN=$(ASAN_NGINX)/nginx \
 	    NGINX_CONF_FLAGS="$$(cat $(ASAN_NGINX)/conf_flags)" \
 	    CC='$(CC)' CFLAGS='-O1 -g $(SAN) -DNGX_DEBUG_PALLOC=1' \
 	    LDFLAGS='$(SAN)' T='$(T)' PROVE_JOBS='$(PROVE_JOBS)'

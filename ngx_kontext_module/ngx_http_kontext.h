@@ -353,8 +353,9 @@ void ngx_http_kontext_zone_init_cancel(ngx_http_kontext_ctx_t *ctx);
 void ngx_http_kontext_zone_pair(ngx_http_kontext_ctx_t *ctx);
 
 /*
- * Looks for the answer that another request waits for, or for a newer turn:
- * NGX_OK (s and bids are filled in), NGX_AGAIN, NGX_DECLINED (superseded).
+ * Looks for the answer that another request has asked for, or for a newer
+ * turn: NGX_OK (bids, and s unless it is NULL, are filled in), NGX_AGAIN,
+ * NGX_DECLINED (superseded), NGX_ERROR (the session is gone).
  */
 ngx_int_t ngx_http_kontext_zone_look(ngx_http_kontext_ctx_t *ctx,
     ngx_http_kontext_session_t *s);
@@ -368,6 +369,12 @@ ngx_uint_t ngx_http_kontext_zone_turned(ngx_http_kontext_ctx_t *ctx);
 /* Puts together what may be said; strings are in r->pool or in place. */
 ngx_int_t ngx_http_kontext_ad_request(ngx_http_kontext_ctx_t *ctx,
     kx_ad_request_t *ar);
+
+/* The values of hardware.type (protocol.md 3.6), up to an empty string. */
+extern ngx_str_t  ngx_http_kontext_device_types[];
+
+/* Is a value in a list that ends with an empty string? */
+ngx_uint_t ngx_http_kontext_listed(ngx_str_t *value, ngx_str_t *list);
 
 /* A value of a name=value directive; empty if not given. */
 ngx_int_t ngx_http_kontext_param(ngx_http_request_t *r,

@@ -216,7 +216,9 @@ ngx_http_kontext_device(ngx_http_request_t *r,
         }
     }
 
-    if (value[NGX_HTTP_KONTEXT_DEVICE_TYPE].len) {
+    if (ngx_http_kontext_listed(&value[NGX_HTTP_KONTEXT_DEVICE_TYPE],
+                                ngx_http_kontext_device_types))
+    {
         device->type = value[NGX_HTTP_KONTEXT_DEVICE_TYPE];
     }
 

@@ -14,6 +14,17 @@ typedef struct {
 } ngx_http_kontext_location_t;
 
 
+/* what a constant parameter may be: one of a list, or of some characters */
+
+typedef struct {
+    ngx_str_t                 *names;
+    ngx_uint_t                 n;
+    ngx_str_t                 *list;
+    char                      *characters;
+    char                      *what;
+} ngx_http_kontext_param_check_t;
+
+
 static char *ngx_http_kontext_enable(ngx_conf_t *cf, ngx_command_t *cmd,
     void *conf);
 static char *ngx_http_kontext_ad_server(ngx_conf_t *cf, ngx_command_t *cmd,
@@ -22,12 +33,16 @@ static char *ngx_http_kontext_frame_origin(ngx_conf_t *cf,
     ngx_command_t *cmd, void *conf);
 static char *ngx_http_kontext_format(ngx_conf_t *cf, ngx_command_t *cmd,
     void *conf);
+static char *ngx_http_kontext_inject(ngx_conf_t *cf, ngx_command_t *cmd,
+    void *conf);
+static char *ngx_http_kontext_install_id(ngx_conf_t *cf, ngx_command_t *cmd,
+    void *conf);
 static char *ngx_http_kontext_placements(ngx_conf_t *cf, ngx_command_t *cmd,
     void *conf);
 static char *ngx_http_kontext_params(ngx_conf_t *cf, ngx_command_t *cmd,
     void *conf);
-static ngx_int_t ngx_http_kontext_check_param(ngx_conf_t *cf, ngx_str_t *name,
-    ngx_str_t *value, ngx_str_t *list);
+static ngx_int_t ngx_http_kontext_check_param(ngx_conf_t *cf,
+    ngx_str_t *names, ngx_uint_t n, ngx_str_t *value);
 
 static void *ngx_http_kontext_create_main_conf(ngx_conf_t *cf);
 static void *ngx_http_kontext_create_loc_conf(ngx_conf_t *cf);
@@ -41,13 +56,6 @@ static ngx_int_t ngx_http_kontext_check_location(ngx_conf_t *cf,
     ngx_http_kontext_location_t *location);
 static ngx_http_core_loc_conf_t *ngx_http_kontext_find_location(
     ngx_http_location_tree_node_t *node, ngx_str_t *uri);
-
-
-static ngx_conf_enum_t  ngx_http_kontext_inject[] = {
-    { ngx_string("member"), NGX_HTTP_KONTEXT_INJECT_MEMBER },
-    { ngx_string("none"), NGX_HTTP_KONTEXT_INJECT_NONE },
-    { ngx_null_string, 0 }
-};
 
 
 /* in the order of NGX_HTTP_KONTEXT_CHARACTER_ID and so on */
@@ -120,7 +128,7 @@ static ngx_str_t  ngx_http_kontext_sdk_platforms[] = {
 };
 
 
-static ngx_str_t  ngx_http_kontext_device_types[] = {
+ngx_str_t  ngx_http_kontext_device_types[] = {
     ngx_string("handset"),
     ngx_string("tablet"),
     ngx_string("desktop"),
@@ -134,6 +142,45 @@ static ngx_str_t  ngx_http_kontext_flags[] = {
     ngx_string("0"),
     ngx_string("1"),
     ngx_null_string
+};
+
+
+static ngx_http_kontext_param_check_t  ngx_http_kontext_param_checks[] = {
+
+    { ngx_http_kontext_sdk_params, NGX_HTTP_KONTEXT_SDK_NAME,
+      ngx_http_kontext_sdk_names, NULL, NULL },
+
+    { ngx_http_kontext_sdk_params, NGX_HTTP_KONTEXT_SDK_PLATFORM,
+      ngx_http_kontext_sdk_platforms, NULL, NULL },
+
+    { ngx_http_kontext_device_params, NGX_HTTP_KONTEXT_DEVICE_TYPE,
+      ngx_http_kontext_device_types, NULL, NULL },
+
+    { ngx_http_kontext_device_params, NGX_HTTP_KONTEXT_DEVICE_WIDTH,
+      NULL, "0123456789", "a number of pixels" },
+
+    { ngx_http_kontext_device_params, NGX_HTTP_KONTEXT_DEVICE_HEIGHT,
+      NULL, "0123456789", "a number of pixels" },
+
+    { ngx_http_kontext_device_params, NGX_HTTP_KONTEXT_DEVICE_DPR,
+      NULL, "0123456789.", "a number, such as \"2\" or \"1.5\"" },
+
+    { ngx_http_kontext_device_params, NGX_HTTP_KONTEXT_DEVICE_DARK,
+      ngx_http_kontext_flags, NULL, NULL },
+
+    { ngx_http_kontext_character_params, NGX_HTTP_KONTEXT_CHARACTER_NSFW,
+      ngx_http_kontext_flags, NULL, NULL },
+
+    { ngx_http_kontext_regulatory_params, NGX_HTTP_KONTEXT_GDPR,
+      ngx_http_kontext_flags, NULL, NULL },
+
+    { ngx_http_kontext_regulatory_params, NGX_HTTP_KONTEXT_COPPA,
+      ngx_http_kontext_flags, NULL, NULL },
+
+    { ngx_http_kontext_regulatory_params, NGX_HTTP_KONTEXT_GPP_SID,
+      NULL, "0123456789, ", "numbers with commas, such as \"2,6\"" },
+
+    { NULL, 0, NULL, NULL, NULL }
 };
 
 
@@ -197,10 +244,10 @@ static ngx_command_t  ngx_http_kontext_commands[] = {
 
     { ngx_string("kontext_inject"),
       NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF|NGX_CONF_TAKE1,
-      ngx_conf_set_enum_slot,
+      ngx_http_kontext_inject,
       NGX_HTTP_LOC_CONF_OFFSET,
-      offsetof(ngx_http_kontext_loc_conf_t, inject),
-      &ngx_http_kontext_inject },
+      0,
+      NULL },
 
     { ngx_string("kontext_label"),
       NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF|NGX_CONF_TAKE1,
@@ -274,7 +321,7 @@ static ngx_command_t  ngx_http_kontext_commands[] = {
 
     { ngx_string("kontext_install_id"),
       NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF|NGX_CONF_TAKE1,
-      ngx_http_set_complex_value_slot,
+      ngx_http_kontext_install_id,
       NGX_HTTP_LOC_CONF_OFFSET,
       offsetof(ngx_http_kontext_loc_conf_t, install_id),
       NULL },
@@ -514,6 +561,67 @@ ngx_http_kontext_format(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
 
 
 static char *
+ngx_http_kontext_inject(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
+{
+    ngx_http_kontext_loc_conf_t *klcf = conf;
+
+    ngx_str_t  *value;
+
+    if (klcf->inject != NGX_CONF_UNSET_UINT) {
+        return "is duplicate";
+    }
+
+    value = cf->args->elts;
+
+    if (ngx_strcmp(value[1].data, "member") == 0) {
+        klcf->inject = NGX_HTTP_KONTEXT_INJECT_MEMBER;
+
+    } else if (ngx_strcmp(value[1].data, "none") == 0) {
+        klcf->inject = NGX_HTTP_KONTEXT_INJECT_NONE;
+
+    } else {
+        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
+                           "invalid value \"%V\" in \"kontext_inject\", it "
+                           "must be \"member\" or \"none\"", &value[1]);
+        return NGX_CONF_ERROR;
+    }
+
+    return NGX_CONF_OK;
+}
+
+
+static char *
+ngx_http_kontext_install_id(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
+{
+    ngx_http_kontext_loc_conf_t *klcf = conf;
+
+    char       *rv;
+    u_char      id[KX_ID_LEN];
+    ngx_str_t  *value;
+
+    rv = ngx_http_set_complex_value_slot(cf, cmd, conf);
+    if (rv != NGX_CONF_OK) {
+        return rv;
+    }
+
+    value = &klcf->install_id->value;
+
+    if (klcf->install_id->lengths || value->len == 0
+        || kx_uuid_parse(id, value->data, value->len) == KX_OK)
+    {
+        return NGX_CONF_OK;
+    }
+
+    ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
+                       "invalid value \"%V\" in \"kontext_install_id\", it "
+                       "must be a variable or a UUID, such as "
+                       "\"019a5c1e-7b40-7c3a-9d11-5a2f0c9e7b61\"", value);
+
+    return NGX_CONF_ERROR;
+}
+
+
+static char *
 ngx_http_kontext_placements(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
 {
     ngx_http_kontext_loc_conf_t *klcf = conf;
@@ -659,42 +767,7 @@ ngx_http_kontext_params(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
             continue;
         }
 
-        /* constants with a closed set of values */
-
-        if (name == ngx_http_kontext_sdk_params) {
-
-            if (n == NGX_HTTP_KONTEXT_SDK_NAME
-                && ngx_http_kontext_check_param(cf, &name[n], &s,
-                                                ngx_http_kontext_sdk_names)
-                   != NGX_OK)
-            {
-                return NGX_CONF_ERROR;
-            }
-
-            if (n == NGX_HTTP_KONTEXT_SDK_PLATFORM
-                && ngx_http_kontext_check_param(cf, &name[n], &s,
-                                                ngx_http_kontext_sdk_platforms)
-                   != NGX_OK)
-            {
-                return NGX_CONF_ERROR;
-            }
-        }
-
-        if (name == ngx_http_kontext_device_params
-            && n == NGX_HTTP_KONTEXT_DEVICE_TYPE
-            && ngx_http_kontext_check_param(cf, &name[n], &s,
-                                            ngx_http_kontext_device_types)
-               != NGX_OK)
-        {
-            return NGX_CONF_ERROR;
-        }
-
-        if (name == ngx_http_kontext_regulatory_params
-            && (n == NGX_HTTP_KONTEXT_GDPR || n == NGX_HTTP_KONTEXT_COPPA)
-            && ngx_http_kontext_check_param(cf, &name[n], &s,
-                                            ngx_http_kontext_flags)
-               != NGX_OK)
-        {
+        if (ngx_http_kontext_check_param(cf, name, n, &s) != NGX_OK) {
             return NGX_CONF_ERROR;
         }
     }
@@ -703,33 +776,77 @@ ngx_http_kontext_params(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
 }
 
 
-static ngx_int_t
-ngx_http_kontext_check_param(ngx_conf_t *cf, ngx_str_t *name,
-    ngx_str_t *value, ngx_str_t *list)
-{
-    u_char      *p, buf[NGX_MAX_CONF_ERRSTR / 2];
-    ngx_uint_t   i;
+/* constants of which it is known what they may be */
 
+static ngx_int_t
+ngx_http_kontext_check_param(ngx_conf_t *cf, ngx_str_t *names, ngx_uint_t n,
+    ngx_str_t *value)
+{
+    u_char                          *p, buf[NGX_MAX_CONF_ERRSTR / 2];
+    size_t                           i;
+    ngx_str_t                       *list;
+    ngx_http_kontext_param_check_t  *check;
+
+    for (check = ngx_http_kontext_param_checks; check->names; check++) {
+        if (check->names == names && check->n == n) {
+            break;
+        }
+    }
+
+    if (check->names == NULL) {
+        return NGX_OK;
+    }
+
+    list = check->list;
     p = buf;
 
-    for (i = 0; list[i].len; i++) {
+    if (list) {
 
-        if (list[i].len == value->len
-            && ngx_strncmp(list[i].data, value->data, value->len) == 0)
-        {
+        if (ngx_http_kontext_listed(value, list)) {
             return NGX_OK;
         }
 
-        p = ngx_slprintf(p, buf + sizeof(buf), "%s\"%V\"",
-                         i ? ", " : "", &list[i]);
+        for (i = 0; list[i].len; i++) {
+            p = ngx_slprintf(p, buf + sizeof(buf), "%s\"%V\"",
+                             i ? ", " : "one of ", &list[i]);
+        }
+
+    } else {
+
+        for (i = 0; i < value->len; i++) {
+            if (ngx_strchr(check->characters, value->data[i]) == NULL) {
+                break;
+            }
+        }
+
+        if (i == value->len) {
+            return NGX_OK;
+        }
+
+        p = ngx_slprintf(p, buf + sizeof(buf), "%s", check->what);
     }
 
     ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
                        "invalid value \"%V\" of parameter \"%V\", "
-                       "it must be one of %*s",
-                       value, name, (size_t) (p - buf), buf);
+                       "it must be %*s",
+                       value, &names[n], (size_t) (p - buf), buf);
 
     return NGX_ERROR;
+}
+
+
+ngx_uint_t
+ngx_http_kontext_listed(ngx_str_t *value, ngx_str_t *list)
+{
+    for ( /* void */ ; list->len; list++) {
+        if (list->len == value->len
+            && ngx_strncmp(list->data, value->data, value->len) == 0)
+        {
+            return 1;
+        }
+    }
+
+    return 0;
 }
 
 

@@ -244,19 +244,21 @@ ngx_http_kontext_body_filter(ngx_http_request_t *r, ngx_chain_t *in)
 static ngx_int_t
 ngx_http_kontext_stream(ngx_http_kontext_ctx_t *ctx, ngx_chain_t *in)
 {
-    ngx_int_t                    rc;
-    ngx_buf_t                   *b;
-    ngx_uint_t                   last, sent;
-    ngx_chain_t                 *cl, *out, **ll;
-    ngx_http_request_t          *r;
-    ngx_http_kontext_session_t   s;
+    ngx_int_t            rc;
+    ngx_buf_t           *b;
+    ngx_uint_t           last, sent;
+    ngx_chain_t         *cl, *out, **ll;
+    ngx_http_request_t  *r;
 
     r = ctx->request;
 
-    if (ctx->status == NGX_HTTP_KONTEXT_PENDING
+    /* an ad that was not shown before the user went on is lost */
+
+    if ((ctx->status == NGX_HTTP_KONTEXT_PENDING
+         || ctx->status == NGX_HTTP_KONTEXT_FILLED)
         && ctx->reason == KX_REASON_NONE
         && ngx_http_kontext_zone_turned(ctx)
-        && ngx_http_kontext_zone_look(ctx, &s) == NGX_DECLINED)
+        && ngx_http_kontext_zone_look(ctx, NULL) == NGX_DECLINED)
     {
         ngx_http_kontext_superseded(ctx);
     }
@@ -816,7 +818,11 @@ ngx_http_kontext_decided(ngx_http_kontext_ctx_t *ctx)
             ngx_http_kontext_superseded(ctx);
             return 1;
 
-        default:
+        case NGX_ERROR:
+            ctx->waiting = 0;
+            return 1;
+
+        default: /* NGX_AGAIN */
             break;
         }
 

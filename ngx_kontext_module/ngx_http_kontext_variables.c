@@ -22,6 +22,8 @@ static ngx_int_t ngx_http_kontext_variable_bid(ngx_http_request_t *r,
     ngx_http_variable_value_t *v, uintptr_t data);
 static ngx_int_t ngx_http_kontext_variable_code(ngx_http_request_t *r,
     ngx_http_variable_value_t *v, uintptr_t data);
+static ngx_int_t ngx_http_kontext_variable_label(ngx_http_request_t *r,
+    ngx_http_variable_value_t *v, uintptr_t data);
 static ngx_int_t ngx_http_kontext_variable_revenue(ngx_http_request_t *r,
     ngx_http_variable_value_t *v, uintptr_t data);
 static ngx_int_t ngx_http_kontext_variable_time(ngx_http_request_t *r,
@@ -89,8 +91,7 @@ static ngx_http_variable_t  ngx_http_kontext_vars[] = {
       NGX_HTTP_VAR_NOCACHEABLE, 0 },
 
     { ngx_string("kontext_label"), NULL,
-      ngx_http_kontext_variable_string,
-      offsetof(ngx_http_kontext_ctx_t, label), NGX_HTTP_VAR_NOCACHEABLE, 0 },
+      ngx_http_kontext_variable_label, 0, NGX_HTTP_VAR_NOCACHEABLE, 0 },
 
     { ngx_string("kontext_preload_time"), NULL,
       ngx_http_kontext_variable_time,
@@ -292,6 +293,25 @@ ngx_http_kontext_variable_code(ngx_http_request_t *r,
     code = ctx->conf->placements->elts;
 
     ngx_http_kontext_variable_set(v, &code[ctx->bids[0].placement]);
+
+    return NGX_OK;
+}
+
+
+static ngx_int_t
+ngx_http_kontext_variable_label(ngx_http_request_t *r,
+    ngx_http_variable_value_t *v, uintptr_t data)
+{
+    ngx_http_kontext_ctx_t  *ctx;
+
+    ctx = ngx_http_kontext_variable_ctx(r);
+
+    if (ctx == NULL || ctx->nbids == 0) {
+        v->not_found = 1;
+        return NGX_OK;
+    }
+
+    ngx_http_kontext_variable_set(v, &ctx->label);
 
     return NGX_OK;
 }

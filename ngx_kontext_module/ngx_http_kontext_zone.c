@@ -467,15 +467,21 @@ ngx_http_kontext_zone_look(ngx_http_kontext_ctx_t *ctx,
 
     ks = ngx_http_kontext_zone_lock(ctx, &taken);
 
-    if (ks == NULL || ks->seq != ctx->seq) {
+    if (taken || (ks && ks->seq != ctx->seq)) {
         rc = NGX_DECLINED;
+
+    } else if (ks == NULL) {
+        rc = NGX_ERROR;
 
     } else if (ks->turn == KX_TURN_PENDING) {
         rc = NGX_AGAIN;
 
     } else {
         rc = NGX_OK;
-        ngx_http_kontext_zone_read(ctx, ks, s);
+
+        if (s) {
+            ngx_http_kontext_zone_read(ctx, ks, s);
+        }
     }
 
     ngx_http_kontext_zone_unlock(ctx, ks);
