@@ -296,11 +296,36 @@ ngx_int_t
 ngx_http_kontext_call_header(ngx_http_request_t *r,
     ngx_http_kontext_call_t *call)
 {
+    ngx_http_upstream_t  *u;
+
     r->header_sent = 1;
     r->filter_need_in_memory = 1;
 
-    if (call->sr == r) {
-        call->status = r->headers_out.status;
+    /*
+     * A buffered answer would not reach our body filter before its end, and
+     * one that outgrows the buffers not at all: the pipe waits for a client
+     * connection that belongs to the main request.
+     */
+
+    u = r->upstream;
+
+    if (u && u->conf->change_buffering && !u->store
+#if (NGX_HTTP_CACHE)
+        && !u->cacheable && r->cache == NULL
+#endif
+       )
+    {
+        u->buffering = 0;
+    }
+
+    if (call->sr != r) {
+        return NGX_OK;
+    }
+
+    call->status = r->headers_out.status;
+
+    if (r->headers_out.content_length_n > KX_MAX_ANSWER) {
+        ngx_http_kontext_call_abandon(call);
     }
 
     return NGX_OK;
@@ -324,12 +349,8 @@ ngx_http_kontext_call_body(ngx_http_request_t *r,
         if (len && call->sr == r && !call->overflow) {
 
             if (len > KX_MAX_ANSWER - call->len) {
-                call->overflow = 1;
-                len = 0;
-
-                /* there is no point in reading on */
-
                 ngx_http_kontext_call_abandon(call);
+                len = 0;
             }
 
             if (len > call->size - call->len) {
@@ -366,7 +387,7 @@ ngx_http_kontext_call_body(ngx_http_request_t *r,
 }
 
 
-/* called in the subrequest's own filter: it is to be ended from outside */
+/* in the subrequest's own filters, so that it is to be ended from outside */
 
 static void
 ngx_http_kontext_call_abandon(ngx_http_kontext_call_t *call)
@@ -374,6 +395,8 @@ ngx_http_kontext_call_abandon(ngx_http_kontext_call_t *call)
     ngx_log_error(NGX_LOG_INFO, call->ctx->request->connection->log, 0,
                   "kontext: the ad server's answer to \"%V\" is larger than "
                   "%d bytes", &call->uri, KX_MAX_ANSWER);
+
+    call->overflow = 1;
 
     if (call->timer.timer_set) {
         ngx_del_timer(&call->timer);

@@ -127,6 +127,7 @@ ngx_http_kontext_header_filter(ngx_http_request_t *r)
 static kx_reason_e
 ngx_http_kontext_check_response(ngx_http_request_t *r)
 {
+    size_t      len;
     ngx_str_t  *type;
 
     if (r->headers_out.status != NGX_HTTP_OK || r->header_only) {
@@ -140,11 +141,13 @@ ngx_http_kontext_check_response(ngx_http_request_t *r)
     }
 
     type = &r->headers_out.content_type;
+    len = sizeof("text/event-stream") - 1;
 
-    if (type->len < sizeof("text/event-stream") - 1
-        || ngx_strncasecmp(type->data, (u_char *) "text/event-stream",
-                           sizeof("text/event-stream") - 1)
-           != 0)
+    if (type->len < len
+        || ngx_strncasecmp(type->data, (u_char *) "text/event-stream", len)
+           != 0
+        || (type->len > len
+            && type->data[len] != ';' && type->data[len] != ' '))
     {
         return KX_REASON_RESPONSE_TYPE;
     }

@@ -547,8 +547,15 @@ foreach my $how ('close', 'reset', 'shutdown') {
 
 foreach my $where ('ignorant', 'v1', 'unbuffered') {
     foreach my $name (sort keys %ENDS) {
-        foreach my $status (200, 204) {
-            my $what = "$where, $name, the ad server says $status to nobody";
+        foreach my $case ([ 200, 'answered' ], [ 204, 'answered' ],
+                          [ 200, 'silent' ])
+        {
+            my ($status, $init) = @$case;
+            my $what = "$where, $name, /init $init, "
+                       . "/preload says $status to nobody";
+
+            $ads->hold('/init') if $init eq 'silent';
+
             my ($c, $req, $preload, $t) = ask($where);
             my $pid = $nginx->worker_pid;
 
@@ -571,6 +578,7 @@ foreach my $where ('ignorant', 'v1', 'unbuffered') {
             $req->finish->close;
             logged($t);
             is($nginx->worker_pid, $pid, "$what: the worker lives");
+            $ads->on('/init', 200, { enabled => JSON::PP::true() });
         }
     }
 }
