@@ -1190,6 +1190,12 @@ ngx_http_kontext_stream_resume(ngx_http_kontext_ctx_t *ctx)
     }
 
     if (ngx_http_output_filter(r, NULL) == NGX_ERROR) {
-        ngx_http_finalize_request(r, NGX_ERROR);
+
+        /*
+         * The client is gone.  The request belongs to its upstream, which
+         * must be the one to end it, and finds the error by itself.
+         */
+
+        ngx_http_post_request(r, NULL);
     }
 }
