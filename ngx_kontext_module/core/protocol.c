@@ -9,375 +9,148 @@
 
 #include <cjson/cJSON.h>
 #include <math.h>
-#include <stdio.h>
 #include <stdlib.h>
 
 
-#define KX_MAX_TIMEOUT  600000       /* ms that /init may name */
+#define KX_ANSWER_DEPTH        32
+#define KX_MAX_PRELOAD_TIMEOUT 600000
+#define KX_MAX_REVENUE_LEN     32
+
+#define KX_REPLACEMENT         "\xef\xbf\xbd"
+#define KX_REPLACEMENT_LEN     3
+
+#define KX_DAY                 86400000
+#define KX_LAST_TIME           253402300799999ULL    /* the end of 9999 */
+
+#define KX_INSTALL_DOMAIN      "ngx_kontext install id 1"
+#define KX_INSTALL_FROM        1735689600000ULL      /* the start of 2025 */
+#define KX_INSTALL_SPAN        31536000000ULL        /* and its length */
 
 
-static cJSON *kx_protocol_sdk(const kx_ad_request_t *r);
+/* collects valid UTF-8 up to a limit */
+
+typedef struct {
+    unsigned char        *pos;
+    size_t                left;
+    unsigned              cut:1;
+} kx_text_copy_t;
+
+
+/* pos is NULL once something did not fit */
+
+typedef struct {
+    unsigned char        *pos;
+    const unsigned char  *end;
+} kx_writer_t;
+
+
+static int kx_protocol_common(cJSON *body, const kx_ad_request_t *r);
+static char *kx_protocol_print(cJSON *body, size_t *len);
+static int kx_protocol_session(cJSON *body, const kx_ad_request_t *r);
+static int kx_protocol_placements(cJSON *body, const kx_ad_request_t *r);
 static int kx_protocol_messages(cJSON *body, const kx_ad_request_t *r);
-static unsigned kx_protocol_first(const kx_ad_request_t *r, size_t *cut);
+static cJSON *kx_protocol_message(const kx_message_t *m, const char *content);
+static int kx_protocol_sdk(cJSON *body, const kx_ad_request_t *r);
 static int kx_protocol_device(cJSON *body, const kx_device_t *d);
+static int kx_protocol_os(cJSON *device, const kx_device_t *d);
+static int kx_protocol_screen(cJSON *device, const kx_device_t *d);
 static int kx_protocol_character(cJSON *body, const kx_character_t *c);
-static int kx_protocol_regulatory(cJSON *body, const kx_regulatory_t *r);
-static char *kx_protocol_print(cJSON *body, int ok, size_t *len);
-static cJSON *kx_protocol_object(cJSON *parent, const char *name);
+static int kx_protocol_regulatory(cJSON *body, const kx_regulatory_t *g);
+
 static int kx_protocol_add(cJSON *object, const char *name,
-    const kx_str_t *value);
-static int kx_protocol_add_string(cJSON *object, const char *name,
-    const kx_str_t *value);
-static int kx_protocol_add_number(cJSON *object, const char *name,
-    double value);
-static char *kx_protocol_string(const unsigned char *p, size_t len);
-static cJSON *kx_protocol_parse(const unsigned char *body, size_t len);
-static size_t kx_protocol_utf8(const unsigned char *p, size_t len);
-static unsigned kx_protocol_flag(const cJSON *object, const char *name,
-    unsigned value);
-static int kx_protocol_bids(kx_preload_answer_t *a, const cJSON *bids,
+    const kx_str_t *s);
+static int kx_protocol_add_given(cJSON *object, const char *name,
+    const kx_str_t *s);
+static int kx_protocol_add_item(cJSON *array, const kx_str_t *s);
+static int kx_protocol_add_number(cJSON *object, const char *name, double n);
+static int kx_protocol_add_flag(cJSON *object, const char *name, int flag);
+static char *kx_protocol_text(const kx_str_t *s, size_t max, size_t *len,
+    unsigned *cut);
+static void kx_protocol_text_sink(void *data, const unsigned char *p,
+    size_t len);
+static void kx_protocol_text_put(kx_text_copy_t *copy, const void *p,
+    size_t len);
+
+static unsigned kx_protocol_flag(const cJSON *root, const char *name,
+    unsigned missing);
+static uint32_t kx_protocol_timeout(const cJSON *root);
+static cJSON *kx_protocol_decode(const unsigned char *body, size_t len);
+static int kx_protocol_check(char *text, size_t len);
+static const cJSON *kx_protocol_get(const cJSON *object, const char *name);
+static int kx_protocol_read(kx_preload_answer_t *a, const cJSON *root,
     const kx_str_t *placements, unsigned nplacements);
-static double kx_protocol_revenue(const cJSON *bid);
-static int kx_protocol_uuid(unsigned char id[KX_ID_LEN], const cJSON *item);
-static void kx_protocol_code(kx_preload_answer_t *a, const char *code);
-static void kx_protocol_server_code(kx_preload_answer_t *a,
+static int kx_protocol_read_uuid(unsigned char id[KX_ID_LEN],
     const cJSON *item);
-static unsigned char *kx_protocol_encode(unsigned char *dst,
-    const unsigned char *end, const kx_str_t *s);
-static unsigned char *kx_protocol_copy(unsigned char *dst,
-    const unsigned char *end, const void *p, size_t len);
-static unsigned char *kx_protocol_quote(unsigned char *dst,
-    const unsigned char *end, const kx_str_t *s);
+static int kx_protocol_read_bid(kx_preload_answer_t *a, const cJSON *item,
+    const kx_str_t *placements, unsigned nplacements);
+static double kx_protocol_revenue(const cJSON *item);
+static void kx_protocol_classify(kx_preload_answer_t *a, const cJSON *root,
+    unsigned track_only);
+static void kx_protocol_outcome(kx_preload_answer_t *a,
+    kx_ad_outcome_e outcome, const char *code);
+static const char *kx_protocol_code(const cJSON *item);
+
+static void kx_write_member(kx_writer_t *w, const kx_ad_t *ad);
+static void kx_write_url(kx_writer_t *w, const kx_ad_t *ad,
+    const kx_bid_t *bid);
+static void kx_write_literal(kx_writer_t *w, const char *s);
+static void kx_write_uuid(kx_writer_t *w, const unsigned char id[KX_ID_LEN]);
+static void kx_write_json(kx_writer_t *w, const kx_str_t *s);
+static void kx_write_uri(kx_writer_t *w, const kx_str_t *s);
+static void kx_write(kx_writer_t *w, const void *p, size_t len);
+
+static unsigned kx_time_leap(unsigned year);
+static char *kx_time_digits(char *dst, unsigned n, unsigned width);
 
 
-#define kx_protocol_literal(dst, end, s)                                      \
-    kx_protocol_copy(dst, end, s, sizeof(s) - 1)
+static const unsigned char  kx_time_days[] = {
+    31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30
+};
 
 
 char *
 kx_protocol_init(const kx_ad_request_t *r, size_t *len)
 {
-    int     ok;
     cJSON  *body;
 
     body = cJSON_CreateObject();
-    if (body == NULL) {
+
+    if (kx_protocol_common(body, r) != KX_OK
+        || kx_protocol_sdk(body, r) != KX_OK)
+    {
+        cJSON_Delete(body);
         return NULL;
     }
 
-    ok = kx_protocol_add_string(body, "publisherToken", &r->publisher_token)
-         && kx_protocol_add_string(body, "userId", &r->user_id)
-         && kx_protocol_add(body, "installId", &r->install_id)
-         && cJSON_AddItemToObject(body, "sdk", kx_protocol_sdk(r));
-
-    return kx_protocol_print(body, ok, len);
+    return kx_protocol_print(body, len);
 }
 
 
 char *
 kx_protocol_preload(const kx_ad_request_t *r, size_t *len)
 {
-    int             ok;
-    char           *code;
-    cJSON          *body, *codes;
-    unsigned        i;
-    kx_str_t        session;
-    unsigned char   uuid[KX_UUID_LEN];
+    cJSON  *body;
 
     body = cJSON_CreateObject();
-    if (body == NULL) {
+
+    if (kx_protocol_common(body, r) != KX_OK
+        || kx_protocol_add(body, "conversationId", &r->conversation_id)
+           != KX_OK
+        || kx_protocol_session(body, r) != KX_OK
+        || kx_protocol_placements(body, r) != KX_OK
+        || kx_protocol_messages(body, r) != KX_OK
+        || kx_protocol_sdk(body, r) != KX_OK
+        || kx_protocol_device(body, &r->device) != KX_OK
+        || kx_protocol_character(body, &r->character) != KX_OK
+        || kx_protocol_regulatory(body, &r->regulatory) != KX_OK
+        || kx_protocol_add_given(body, "userEmail", &r->user_email) != KX_OK
+        || kx_protocol_add_given(body, "variantId", &r->variant_id) != KX_OK)
+    {
+        cJSON_Delete(body);
         return NULL;
     }
 
-    ok = kx_protocol_add_string(body, "publisherToken", &r->publisher_token)
-         && kx_protocol_add_string(body, "userId", &r->user_id)
-         && kx_protocol_add_string(body, "conversationId",
-                                   &r->conversation_id)
-         && kx_protocol_add(body, "installId", &r->install_id);
-
-    if (ok && r->has_session) {
-        session.data = uuid;
-        session.len = (size_t) (kx_uuid_write(uuid, r->session) - uuid);
-
-        ok = kx_protocol_add_string(body, "sessionId", &session);
-    }
-
-    codes = cJSON_AddArrayToObject(body, "enabledPlacementCodes");
-    ok = ok && codes;
-
-    for (i = 0; ok && i < r->nplacements; i++) {
-        code = kx_protocol_string(r->placements[i].data,
-                                  r->placements[i].len);
-
-        ok = code && cJSON_AddItemToArray(codes, cJSON_CreateString(code));
-        free(code);
-    }
-
-    ok = ok
-         && kx_protocol_messages(body, r)
-         && cJSON_AddItemToObject(body, "sdk", kx_protocol_sdk(r))
-         && kx_protocol_device(body, &r->device)
-         && kx_protocol_character(body, &r->character)
-         && kx_protocol_regulatory(body, &r->regulatory)
-         && kx_protocol_add(body, "userEmail", &r->user_email)
-         && kx_protocol_add(body, "variantId", &r->variant_id);
-
-    return kx_protocol_print(body, ok, len);
-}
-
-
-static cJSON *
-kx_protocol_sdk(const kx_ad_request_t *r)
-{
-    cJSON  *sdk;
-
-    sdk = cJSON_CreateObject();
-
-    if (kx_protocol_add_string(sdk, "name", &r->sdk_name)
-        && kx_protocol_add_string(sdk, "platform", &r->sdk_platform)
-        && kx_protocol_add_string(sdk, "version", &r->sdk_version))
-    {
-        return sdk;
-    }
-
-    cJSON_Delete(sdk);
-
-    return NULL;
-}
-
-
-static int
-kx_protocol_messages(cJSON *body, const kx_ad_request_t *r)
-{
-    char                 time[32];
-    size_t               cut;
-    cJSON               *list, *item;
-    unsigned             i;
-    kx_str_t             s;
-    const kx_message_t  *m;
-
-    list = cJSON_AddArrayToObject(body, "messages");
-    if (list == NULL) {
-        return 0;
-    }
-
-    for (i = kx_protocol_first(r, &cut); i < r->nmessages; i++) {
-        m = &r->messages[i];
-
-        if (m->role == KX_ROLE_OTHER) {
-            continue;
-        }
-
-        item = cJSON_CreateObject();
-
-        if (item == NULL || !cJSON_AddItemToArray(list, item)) {
-            cJSON_Delete(item);
-            return 0;
-        }
-
-        s = m->content;
-
-        if (i == r->nmessages - 1 && s.len > cut) {
-            s.len = cut;
-        }
-
-        kx_protocol_time(time, m->created);
-
-        if (!kx_protocol_add_string(item, "id", &m->id)
-            || cJSON_AddStringToObject(item, "role",
-                                       m->role == KX_ROLE_USER ? "user"
-                                                               : "assistant")
-               == NULL
-            || !kx_protocol_add_string(item, "content", &s)
-            || cJSON_AddStringToObject(item, "createdAt", time) == NULL)
-        {
-            return 0;
-        }
-    }
-
-    return 1;
-}
-
-
-/* the oldest message that may be sent, and how much of the newest one */
-
-static unsigned
-kx_protocol_first(const kx_ad_request_t *r, size_t *cut)
-{
-    size_t           room;
-    unsigned         i;
-    const kx_str_t  *s;
-
-    *cut = KX_MAX_CONTENT;
-
-    if (r->nmessages == 0) {
-        return 0;
-    }
-
-    i = r->nmessages - 1;
-    s = &r->messages[i].content;
-
-    if (s->len > KX_MAX_CONTENT) {
-
-        /* not within a character */
-
-        while (*cut && (s->data[*cut] & 0xc0) == 0x80) {
-            (*cut)--;
-        }
-
-        return i;
-    }
-
-    room = KX_MAX_CONTENT - s->len;
-
-    while (i > 0
-           && r->nmessages - i < KX_MAX_MESSAGES
-           && r->messages[i - 1].content.len <= room)
-    {
-        i--;
-        room -= r->messages[i].content.len;
-    }
-
-    return i;
-}
-
-
-static int
-kx_protocol_device(cJSON *body, const kx_device_t *d)
-{
-    cJSON  *device, *o;
-
-    device = kx_protocol_object(body, "device");
-
-    o = kx_protocol_object(device, "hardware");
-
-    if (!kx_protocol_add_string(o, "type", &d->type)) {
-        return 0;
-    }
-
-    o = kx_protocol_object(device, "os");
-
-    if (!kx_protocol_add_string(o, "name", &d->os)
-        || !kx_protocol_add_string(o, "version", &d->os_version)
-        || !kx_protocol_add_string(o, "locale", &d->locale)
-        || !kx_protocol_add_string(o, "timezone", &d->timezone))
-    {
-        return 0;
-    }
-
-    o = kx_protocol_object(device, "screen");
-
-    if (o == NULL
-        || (d->width >= 0 && !kx_protocol_add_number(o, "width", d->width))
-        || (d->height >= 0
-            && !kx_protocol_add_number(o, "height", d->height))
-        || (d->dpr >= 0 && !kx_protocol_add_number(o, "dpr", d->dpr))
-        || (d->dark >= 0
-            && cJSON_AddBoolToObject(o, "darkMode", d->dark) == NULL))
-    {
-        return 0;
-    }
-
-    if (d->user_agent.len == 0) {
-        return 1;
-    }
-
-    o = kx_protocol_object(device, "network");
-
-    return kx_protocol_add_string(o, "userAgent", &d->user_agent);
-}
-
-
-static int
-kx_protocol_character(cJSON *body, const kx_character_t *c)
-{
-    char      *tag;
-    cJSON     *o, *tags;
-    unsigned   i;
-
-    if (c->id.len == 0 || c->name.len == 0) {
-        return 1;
-    }
-
-    o = kx_protocol_object(body, "character");
-
-    if (!kx_protocol_add_string(o, "id", &c->id)
-        || !kx_protocol_add_string(o, "name", &c->name)
-        || !kx_protocol_add(o, "avatarUrl", &c->avatar_url)
-        || !kx_protocol_add(o, "greeting", &c->greeting)
-        || !kx_protocol_add(o, "persona", &c->persona))
-    {
-        return 0;
-    }
-
-    if (c->ntags) {
-        tags = cJSON_AddArrayToObject(o, "tags");
-
-        for (i = 0; i < c->ntags; i++) {
-            tag = kx_protocol_string(c->tags[i].data, c->tags[i].len);
-
-            if (tag == NULL
-                || !cJSON_AddItemToArray(tags, cJSON_CreateString(tag)))
-            {
-                free(tag);
-                return 0;
-            }
-
-            free(tag);
-        }
-    }
-
-    return c->nsfw < 0 || cJSON_AddBoolToObject(o, "isNsfw", c->nsfw) != NULL;
-}
-
-
-static int
-kx_protocol_regulatory(cJSON *body, const kx_regulatory_t *r)
-{
-    cJSON  *o, *sids;
-
-    if (r->gdpr < 0 && r->coppa < 0 && r->gdpr_consent.len == 0
-        && r->gpp.len == 0 && r->us_privacy.len == 0 && r->ngpp_sid == 0)
-    {
-        return 1;
-    }
-
-    o = kx_protocol_object(body, "regulatory");
-
-    if (o == NULL
-        || (r->gdpr >= 0 && !kx_protocol_add_number(o, "gdpr", r->gdpr))
-        || !kx_protocol_add(o, "gdprConsent", &r->gdpr_consent)
-        || (r->coppa >= 0 && !kx_protocol_add_number(o, "coppa", r->coppa))
-        || !kx_protocol_add(o, "gpp", &r->gpp)
-        || !kx_protocol_add(o, "usPrivacy", &r->us_privacy))
-    {
-        return 0;
-    }
-
-    if (r->ngpp_sid == 0) {
-        return 1;
-    }
-
-    sids = cJSON_CreateIntArray(r->gpp_sid, (int) r->ngpp_sid);
-
-    return sids && cJSON_AddItemToObject(o, "gppSid", sids);
-}
-
-
-static char *
-kx_protocol_print(cJSON *body, int ok, size_t *len)
-{
-    char  *text;
-
-    text = ok ? cJSON_PrintUnformatted(body) : NULL;
-
-    cJSON_Delete(body);
-
-    if (text) {
-        *len = strlen(text);
-    }
-
-    return text;
+    return kx_protocol_print(body, len);
 }
 
 
@@ -388,135 +161,526 @@ kx_protocol_free(char *body)
 }
 
 
-static cJSON *
-kx_protocol_object(cJSON *parent, const char *name)
-{
-    return parent ? cJSON_AddObjectToObject(parent, name) : NULL;
-}
-
-
-/* an empty value is left out */
-
 static int
-kx_protocol_add(cJSON *object, const char *name, const kx_str_t *value)
+kx_protocol_common(cJSON *body, const kx_ad_request_t *r)
 {
-    return value->len == 0 || kx_protocol_add_string(object, name, value);
-}
-
-
-static int
-kx_protocol_add_string(cJSON *object, const char *name, const kx_str_t *value)
-{
-    char   *s;
-    cJSON  *item;
-
-    if (object == NULL) {
-        return 0;
+    if (kx_protocol_add(body, "publisherToken", &r->publisher_token) != KX_OK
+        || kx_protocol_add(body, "userId", &r->user_id) != KX_OK)
+    {
+        return KX_ERROR;
     }
 
-    s = kx_protocol_string(value->data, value->len);
-    if (s == NULL) {
-        return 0;
+    /* better none than one that is no UUID: older SDKs send none */
+
+    return kx_protocol_add_given(body, "installId", &r->install_id);
+}
+
+
+static char *
+kx_protocol_print(cJSON *body, size_t *len)
+{
+    char  *text;
+
+    text = cJSON_PrintUnformatted(body);
+
+    cJSON_Delete(body);
+
+    if (text != NULL) {
+        *len = strlen(text);
     }
 
-    item = cJSON_AddStringToObject(object, name, s);
-
-    free(s);
-
-    return item != NULL;
+    return text;
 }
 
 
 static int
-kx_protocol_add_number(cJSON *object, const char *name, double value)
+kx_protocol_session(cJSON *body, const kx_ad_request_t *r)
 {
-    return cJSON_AddNumberToObject(object, name, value) != NULL;
+    kx_str_t       s;
+    unsigned char  uuid[KX_UUID_LEN];
+
+    if (!r->has_session) {
+        return KX_OK;
+    }
+
+    s.data = uuid;
+    s.len = (size_t) (kx_uuid_write(uuid, r->session) - uuid);
+
+    return kx_protocol_add(body, "sessionId", &s);
+}
+
+
+static int
+kx_protocol_placements(cJSON *body, const kx_ad_request_t *r)
+{
+    cJSON           *array;
+    unsigned         i;
+    const kx_str_t   inline_ad = kx_string("inlineAd");
+
+    array = cJSON_AddArrayToObject(body, "enabledPlacementCodes");
+
+    if (r->nplacements == 0) {
+        return kx_protocol_add_item(array, &inline_ad);
+    }
+
+    for (i = 0; i < r->nplacements; i++) {
+        if (kx_protocol_add_item(array, &r->placements[i]) != KX_OK) {
+            return KX_ERROR;
+        }
+    }
+
+    return KX_OK;
 }
 
 
 /*
- * A C string of valid UTF-8: what is ill-formed becomes U+FFFD, and so does a
- * zero byte, which would end it.  To be released with free().
+ * From the newest to the oldest.  What is left out is always the beginning
+ * of the conversation: a gap would change its meaning.
  */
 
-static char *
-kx_protocol_string(const unsigned char *p, size_t len)
+static int
+kx_protocol_messages(cJSON *body, const kx_ad_request_t *r)
 {
-    char    *s, *dst;
-    size_t   n, i, size;
+    char                *content;
+    cJSON               *array, *item;
+    size_t               len, left;
+    unsigned             cut, i, n;
+    const kx_message_t  *m;
 
-    size = 1;
-
-    for (i = 0; i < len; i += n ? n : 1) {
-        n = kx_protocol_utf8(p + i, len - i);
-        size += n ? n : 3;
+    array = cJSON_AddArrayToObject(body, "messages");
+    if (array == NULL) {
+        return KX_ERROR;
     }
 
-    s = malloc(size);
-    if (s == NULL) {
-        return NULL;
-    }
+    left = KX_MAX_CONTENT;
+    n = 0;
 
-    dst = s;
+    for (i = r->nmessages; i > 0 && n < KX_MAX_MESSAGES; i--) {
+        m = &r->messages[i - 1];
 
-    for (i = 0; i < len; i += n ? n : 1) {
-        n = kx_protocol_utf8(p + i, len - i);
+        if (m->role != KX_ROLE_USER && m->role != KX_ROLE_ASSISTANT) {
+            continue;
+        }
 
-        memcpy(dst, n ? (const char *) p + i : "\xef\xbf\xbd", n ? n : 3);
-        dst += n ? n : 3;
-    }
+        content = kx_protocol_text(&m->content, left, &len, &cut);
+        if (content == NULL) {
+            return KX_ERROR;
+        }
 
-    *dst = '\0';
+        if (cut && n) {
+            cJSON_free(content);
+            break;
+        }
 
-    return s;
-}
+        item = kx_protocol_message(m, content);
 
+        cJSON_free(content);
 
-/* the length of the character at p, or 0: it is ill-formed, or a zero byte */
+        if (item == NULL) {
+            return KX_ERROR;
+        }
 
-static size_t
-kx_protocol_utf8(const unsigned char *p, size_t len)
-{
-    size_t         n, i;
-    unsigned char  low, high;
+        if (!cJSON_InsertItemInArray(array, 0, item)) {
+            cJSON_Delete(item);
+            return KX_ERROR;
+        }
 
-    if (p[0] < 0x80) {
-        return p[0] != '\0';
-    }
+        left -= len;
+        n++;
 
-    /* the second byte excludes overlong forms, surrogates and > U+10FFFF */
-
-    low = 0x80;
-    high = 0xbf;
-
-    if (p[0] >= 0xc2 && p[0] <= 0xdf) {
-        n = 2;
-
-    } else if (p[0] >= 0xe0 && p[0] <= 0xef) {
-        n = 3;
-        low = (p[0] == 0xe0) ? 0xa0 : 0x80;
-        high = (p[0] == 0xed) ? 0x9f : 0xbf;
-
-    } else if (p[0] >= 0xf0 && p[0] <= 0xf4) {
-        n = 4;
-        low = (p[0] == 0xf0) ? 0x90 : 0x80;
-        high = (p[0] == 0xf4) ? 0x8f : 0xbf;
-
-    } else {
-        return 0;
-    }
-
-    if (len < n || p[1] < low || p[1] > high) {
-        return 0;
-    }
-
-    for (i = 2; i < n; i++) {
-        if ((p[i] & 0xc0) != 0x80) {
-            return 0;
+        if (cut) {
+            break;
         }
     }
 
-    return n;
+    return KX_OK;
+}
+
+
+static cJSON *
+kx_protocol_message(const kx_message_t *m, const char *content)
+{
+    char         time[32];
+    cJSON       *item;
+    const char  *role;
+
+    role = (m->role == KX_ROLE_USER) ? "user" : "assistant";
+
+    kx_protocol_time(time, m->created);
+
+    item = cJSON_CreateObject();
+
+    if (kx_protocol_add(item, "id", &m->id) != KX_OK
+        || cJSON_AddStringToObject(item, "role", role) == NULL
+        || cJSON_AddStringToObject(item, "content", content) == NULL
+        || cJSON_AddStringToObject(item, "createdAt", time) == NULL)
+    {
+        cJSON_Delete(item);
+        return NULL;
+    }
+
+    return item;
+}
+
+
+static int
+kx_protocol_sdk(cJSON *body, const kx_ad_request_t *r)
+{
+    cJSON  *sdk;
+
+    sdk = cJSON_AddObjectToObject(body, "sdk");
+
+    if (kx_protocol_add(sdk, "name", &r->sdk_name) != KX_OK
+        || kx_protocol_add(sdk, "platform", &r->sdk_platform) != KX_OK)
+    {
+        return KX_ERROR;
+    }
+
+    return kx_protocol_add(sdk, "version", &r->sdk_version);
+}
+
+
+static int
+kx_protocol_device(cJSON *body, const kx_device_t *d)
+{
+    cJSON  *device, *hardware, *network;
+
+    device = cJSON_AddObjectToObject(body, "device");
+    hardware = cJSON_AddObjectToObject(device, "hardware");
+
+    if (kx_protocol_add(hardware, "type", &d->type) != KX_OK
+        || kx_protocol_os(device, d) != KX_OK
+        || kx_protocol_screen(device, d) != KX_OK)
+    {
+        return KX_ERROR;
+    }
+
+    if (d->user_agent.len == 0) {
+        return KX_OK;
+    }
+
+    network = cJSON_AddObjectToObject(device, "network");
+
+    return kx_protocol_add(network, "userAgent", &d->user_agent);
+}
+
+
+static int
+kx_protocol_os(cJSON *device, const kx_device_t *d)
+{
+    cJSON  *os;
+
+    os = cJSON_AddObjectToObject(device, "os");
+
+    if (kx_protocol_add(os, "name", &d->os) != KX_OK
+        || kx_protocol_add(os, "version", &d->os_version) != KX_OK
+        || kx_protocol_add(os, "locale", &d->locale) != KX_OK)
+    {
+        return KX_ERROR;
+    }
+
+    return kx_protocol_add(os, "timezone", &d->timezone);
+}
+
+
+static int
+kx_protocol_screen(cJSON *device, const kx_device_t *d)
+{
+    cJSON  *screen;
+
+    screen = cJSON_AddObjectToObject(device, "screen");
+    if (screen == NULL) {
+        return KX_ERROR;
+    }
+
+    if (kx_protocol_add_number(screen, "width", d->width) != KX_OK
+        || kx_protocol_add_number(screen, "height", d->height) != KX_OK
+        || kx_protocol_add_number(screen, "dpr", d->dpr) != KX_OK)
+    {
+        return KX_ERROR;
+    }
+
+    return kx_protocol_add_flag(screen, "darkMode", d->dark);
+}
+
+
+static int
+kx_protocol_character(cJSON *body, const kx_character_t *c)
+{
+    cJSON     *character, *tags;
+    unsigned   i;
+
+    if (c->id.len == 0 || c->name.len == 0) {
+        return KX_OK;
+    }
+
+    character = cJSON_AddObjectToObject(body, "character");
+
+    if (kx_protocol_add(character, "id", &c->id) != KX_OK
+        || kx_protocol_add(character, "name", &c->name) != KX_OK
+        || kx_protocol_add_given(character, "avatarUrl", &c->avatar_url)
+           != KX_OK
+        || kx_protocol_add_given(character, "greeting", &c->greeting) != KX_OK
+        || kx_protocol_add_given(character, "persona", &c->persona) != KX_OK
+        || kx_protocol_add_flag(character, "isNsfw", c->nsfw) != KX_OK)
+    {
+        return KX_ERROR;
+    }
+
+    tags = NULL;
+
+    for (i = 0; i < c->ntags; i++) {
+
+        if (c->tags[i].len == 0) {
+            continue;
+        }
+
+        if (tags == NULL) {
+            tags = cJSON_AddArrayToObject(character, "tags");
+        }
+
+        if (kx_protocol_add_item(tags, &c->tags[i]) != KX_OK) {
+            return KX_ERROR;
+        }
+    }
+
+    return KX_OK;
+}
+
+
+static int
+kx_protocol_regulatory(cJSON *body, const kx_regulatory_t *g)
+{
+    cJSON  *regulatory, *sids;
+
+    if (g->gdpr < 0 && g->coppa < 0 && g->gdpr_consent.len == 0
+        && g->gpp.len == 0 && g->us_privacy.len == 0 && g->ngpp_sid == 0)
+    {
+        return KX_OK;
+    }
+
+    regulatory = cJSON_AddObjectToObject(body, "regulatory");
+    if (regulatory == NULL) {
+        return KX_ERROR;
+    }
+
+    if (kx_protocol_add_number(regulatory, "gdpr", g->gdpr) != KX_OK
+        || kx_protocol_add_given(regulatory, "gdprConsent", &g->gdpr_consent)
+           != KX_OK
+        || kx_protocol_add_number(regulatory, "coppa", g->coppa) != KX_OK
+        || kx_protocol_add_given(regulatory, "gpp", &g->gpp) != KX_OK
+        || kx_protocol_add_given(regulatory, "usPrivacy", &g->us_privacy)
+           != KX_OK)
+    {
+        return KX_ERROR;
+    }
+
+    if (g->ngpp_sid == 0) {
+        return KX_OK;
+    }
+
+    sids = cJSON_CreateIntArray(g->gpp_sid, (int) g->ngpp_sid);
+
+    if (!cJSON_AddItemToObject(regulatory, "gppSid", sids)) {
+        cJSON_Delete(sids);
+        return KX_ERROR;
+    }
+
+    return KX_OK;
+}
+
+
+/* object may be NULL here and below: there was no memory for it */
+
+static int
+kx_protocol_add(cJSON *object, const char *name, const kx_str_t *s)
+{
+    char      *text;
+    cJSON     *item;
+    size_t     len;
+    unsigned   cut;
+
+    text = kx_protocol_text(s, KX_MAX_CONTENT, &len, &cut);
+    if (text == NULL) {
+        return KX_ERROR;
+    }
+
+    item = cJSON_AddStringToObject(object, name, text);
+
+    cJSON_free(text);
+
+    return (item != NULL) ? KX_OK : KX_ERROR;
+}
+
+
+static int
+kx_protocol_add_given(cJSON *object, const char *name, const kx_str_t *s)
+{
+    return s->len ? kx_protocol_add(object, name, s) : KX_OK;
+}
+
+
+static int
+kx_protocol_add_item(cJSON *array, const kx_str_t *s)
+{
+    char      *text;
+    cJSON     *item;
+    size_t     len;
+    unsigned   cut;
+
+    text = kx_protocol_text(s, KX_MAX_CONTENT, &len, &cut);
+    if (text == NULL) {
+        return KX_ERROR;
+    }
+
+    item = cJSON_CreateString(text);
+
+    cJSON_free(text);
+
+    if (!cJSON_AddItemToArray(array, item)) {
+        cJSON_Delete(item);
+        return KX_ERROR;
+    }
+
+    return KX_OK;
+}
+
+
+static int
+kx_protocol_add_number(cJSON *object, const char *name, double n)
+{
+    /* cJSON would print null for a number that is not finite */
+
+    if (!isfinite(n) || n < 0) {
+        return KX_OK;
+    }
+
+    return cJSON_AddNumberToObject(object, name, n) ? KX_OK : KX_ERROR;
+}
+
+
+static int
+kx_protocol_add_flag(cJSON *object, const char *name, int flag)
+{
+    if (flag < 0) {
+        return KX_OK;
+    }
+
+    return cJSON_AddBoolToObject(object, name, flag != 0) ? KX_OK : KX_ERROR;
+}
+
+
+/*
+ * A C string out of at most max bytes of s: ill-formed UTF-8 and zero bytes
+ * become U+FFFD; cut tells that not all of it did fit.  NULL: no memory.
+ */
+
+static char *
+kx_protocol_text(const kx_str_t *s, size_t max, size_t *len, unsigned *cut)
+{
+    char                 *text;
+    size_t                n;
+    kx_str_t              run;
+    kx_decode_t           decode;
+    kx_text_copy_t        copy;
+    const unsigned char  *p, *last;
+
+    /*
+     * The text never gets shorter: what lies more than a character beyond
+     * the limit cannot come into it.
+     */
+
+    n = (s->len < max + 4) ? s->len : max + 4;
+
+    copy.left = (n < max / KX_REPLACEMENT_LEN) ? n * KX_REPLACEMENT_LEN : max;
+    copy.cut = (n < s->len);
+
+    text = cJSON_malloc(copy.left + 1);
+    if (text == NULL) {
+        return NULL;
+    }
+
+    copy.pos = (unsigned char *) text;
+
+    p = s->data;
+    last = n ? p + n : p;
+
+    /* the decoder checks UTF-8; a backslash is nothing special here */
+
+    while (p < last) {
+        run.data = (unsigned char *) p;
+
+        p = memchr(p, '\\', (size_t) (last - p));
+
+        if (p == NULL) {
+            p = last;
+        }
+
+        run.len = (size_t) (p - run.data);
+
+        kx_decode_init(&decode);
+        kx_decode(&decode, &run, kx_protocol_text_sink, &copy);
+
+        if (p < last) {
+            kx_protocol_text_put(&copy, p++, 1);
+        }
+    }
+
+    *copy.pos = '\0';
+
+    *len = (size_t) ((char *) copy.pos - text);
+    *cut = copy.cut;
+
+    return text;
+}
+
+
+static void
+kx_protocol_text_sink(void *data, const unsigned char *p, size_t len)
+{
+    kx_text_copy_t       *copy = data;
+    const unsigned char  *zero, *last;
+
+    last = p + len;
+
+    while (p < last) {
+        zero = memchr(p, '\0', (size_t) (last - p));
+
+        if (zero == NULL) {
+            kx_protocol_text_put(copy, p, (size_t) (last - p));
+            return;
+        }
+
+        kx_protocol_text_put(copy, p, (size_t) (zero - p));
+        kx_protocol_text_put(copy, KX_REPLACEMENT, KX_REPLACEMENT_LEN);
+
+        p = zero + 1;
+    }
+}
+
+
+/* p starts and ends with a whole character */
+
+static void
+kx_protocol_text_put(kx_text_copy_t *copy, const void *p, size_t len)
+{
+    const unsigned char  *text = p;
+
+    if (len > copy->left) {
+        len = copy->left;
+
+        while (len && (text[len] & 0xc0) == 0x80) {
+            len--;
+        }
+
+        copy->cut = 1;
+        copy->left = len;
+    }
+
+    memcpy(copy->pos, text, len);
+
+    copy->pos += len;
+    copy->left -= len;
 }
 
 
@@ -524,9 +688,7 @@ void
 kx_protocol_init_answer(kx_init_answer_t *a, unsigned status,
     const unsigned char *body, size_t len)
 {
-    double        timeout;
-    cJSON        *answer;
-    const cJSON  *item;
+    cJSON  *root;
 
     memset(a, 0, sizeof(kx_init_answer_t));
 
@@ -542,251 +704,200 @@ kx_protocol_init_answer(kx_init_answer_t *a, unsigned status,
         return;
     }
 
-    answer = kx_protocol_parse(body, len);
-
-    if (answer == NULL) {
+    root = kx_protocol_decode(body, len);
+    if (root == NULL) {
         a->failed = 1;
         return;
     }
 
     a->applied = 1;
-    a->enabled = kx_protocol_flag(answer, "enabled", 1);
-    a->report_errors = kx_protocol_flag(answer, "reportErrors", 1);
-    a->report_debug = kx_protocol_flag(answer, "reportDebug", 0);
+    a->enabled = kx_protocol_flag(root, "enabled", 1);
+    a->report_errors = kx_protocol_flag(root, "reportErrors", 1);
+    a->report_debug = kx_protocol_flag(root, "reportDebug", 0);
+    a->preload_timeout = kx_protocol_timeout(root);
 
-    item = cJSON_GetObjectItemCaseSensitive(answer, "preloadTimeout");
-
-    if (cJSON_IsNumber(item)) {
-        timeout = item->valuedouble;
-
-        if (timeout >= 1 && timeout <= KX_MAX_TIMEOUT) {
-            a->preload_timeout = (uint32_t) timeout;
-        }
-    }
-
-    cJSON_Delete(answer);
+    cJSON_Delete(root);
 }
 
 
-/* rules 2 to 9 of protocol.md 4.3 */
+static unsigned
+kx_protocol_flag(const cJSON *root, const char *name, unsigned missing)
+{
+    const cJSON  *item;
+
+    item = kx_protocol_get(root, name);
+
+    return cJSON_IsBool(item) ? (cJSON_IsTrue(item) != 0) : missing;
+}
+
+
+static uint32_t
+kx_protocol_timeout(const cJSON *root)
+{
+    double        ms;
+    const cJSON  *item;
+
+    item = kx_protocol_get(root, "preloadTimeout");
+
+    if (!cJSON_IsNumber(item)) {
+        return 0;
+    }
+
+    ms = item->valuedouble;
+
+    if (!(ms >= 1 && ms <= KX_MAX_PRELOAD_TIMEOUT)
+        || ms != (double) (uint32_t) ms)
+    {
+        return 0;
+    }
+
+    return (uint32_t) ms;
+}
+
 
 void
 kx_protocol_preload_answer(kx_preload_answer_t *a, unsigned status,
     const unsigned char *body, size_t len, const kx_str_t *placements,
     unsigned nplacements, unsigned track_only)
 {
-    cJSON        *answer;
-    const cJSON  *err, *session;
+    cJSON  *root;
 
     memset(a, 0, sizeof(kx_preload_answer_t));
 
-    a->outcome = KX_AD_ERROR;
-
     if (status == 0) {
         a->transport = 1;
-        kx_protocol_code(a, "request_failed");
+        kx_protocol_outcome(a, KX_AD_ERROR, "request_failed");
         return;
     }
 
     if (status == 204) {
-        a->outcome = KX_AD_NO_FILL;
-        kx_protocol_code(a, "unfilled_bid");
+        kx_protocol_outcome(a, KX_AD_NO_FILL, "unfilled_bid");
         return;
     }
 
     if (status < 200 || status > 299) {
-        kx_protocol_code(a, "unknown");
+        kx_protocol_outcome(a, KX_AD_ERROR, "unknown");
         return;
     }
 
-    answer = kx_protocol_parse(body, len);
+    root = kx_protocol_decode(body, len);
 
-    if (answer == NULL) {
-        kx_protocol_code(a, "request_failed");
-        return;
-    }
-
-    /* an id that is none makes the whole answer one that is none */
-
-    session = cJSON_GetObjectItemCaseSensitive(answer, "sessionId");
-
-    if (session && !cJSON_IsNull(session)) {
-
-        if (kx_protocol_uuid(a->session, session) != KX_OK) {
-            goto failed;
-        }
-
-        a->has_session = 1;
-    }
-
-    if (kx_protocol_bids(a, cJSON_GetObjectItemCaseSensitive(answer, "bids"),
-                         placements, nplacements)
-        != KX_OK)
+    if (root == NULL
+        || kx_protocol_read(a, root, placements, nplacements) != KX_OK)
     {
-        goto failed;
-    }
-
-    err = cJSON_GetObjectItemCaseSensitive(answer, "errCode");
-
-    if (cJSON_IsNull(err)) {
-        err = NULL;
-    }
-
-    if (err || !a->has_session) {
-        a->nbids = 0;
-
-        if (cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(answer,
-                                                          "permanent")))
-        {
-            a->disable = 1;
-            kx_protocol_code(a, "session_disabled");
-        }
-
-        if (err) {
-            kx_protocol_server_code(a, err);
-
-        } else if (!a->disable) {
-            kx_protocol_code(a, "unknown");
-        }
-
-    } else if (cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(answer,
-                                                             "skip")))
-    {
-        a->nbids = 0;
-        a->outcome = KX_AD_NO_FILL;
-        kx_protocol_server_code(a,
-                       cJSON_GetObjectItemCaseSensitive(answer, "skipCode"));
-
-    } else if (a->nbids == 0) {
-        a->outcome = KX_AD_NO_FILL;
-        kx_protocol_code(a, "unfilled_bid");
-
-    } else if (track_only) {
-        a->nbids = 0;
-        a->outcome = KX_AD_NO_FILL;
-        kx_protocol_code(a, "track_only");
+        memset(a, 0, sizeof(kx_preload_answer_t));
+        kx_protocol_outcome(a, KX_AD_ERROR, "request_failed");
 
     } else {
-        a->outcome = KX_AD_FILLED;
+        kx_protocol_classify(a, root, track_only);
     }
 
-    cJSON_Delete(answer);
-
-    return;
-
-failed:
-
-    cJSON_Delete(answer);
-
-    memset(a, 0, sizeof(kx_preload_answer_t));
-
-    a->outcome = KX_AD_ERROR;
-    kx_protocol_code(a, "request_failed");
+    cJSON_Delete(root);
 }
 
 
-/* a JSON object; bounded in size and depth before a tree is made of it */
+/*
+ * Everything is checked before cJSON sees it: the tree that it builds has a
+ * bounded size and depth, and no string in it ends early.
+ */
 
 static cJSON *
-kx_protocol_parse(const unsigned char *body, size_t len)
+kx_protocol_decode(const unsigned char *body, size_t len)
 {
-    size_t      i, n;
-    cJSON      *answer;
-    kx_json_t   j;
+    char      *text;
+    cJSON     *root;
+    size_t     n;
+    kx_str_t   s;
+    unsigned   cut;
 
     if (len == 0 || len > KX_MAX_ANSWER) {
         return NULL;
     }
 
-    for (i = 0; i < len; i += n) {
-        n = kx_protocol_utf8(body + i, len - i);
+    s.len = len;
+    s.data = (unsigned char *) body;
 
-        if (n == 0) {
-            return NULL;
-        }
+    text = kx_protocol_text(&s, KX_MAX_ANSWER, &n, &cut);
+    if (text == NULL) {
+        return NULL;
     }
 
-    kx_json_init(&j, body, len);
+    root = NULL;
+
+    /* a difference: it was not UTF-8 */
+
+    if (n == len && memcmp(text, body, len) == 0
+        && kx_protocol_check(text, len) == KX_OK)
+    {
+        root = cJSON_ParseWithLength(text, len);
+    }
+
+    cJSON_free(text);
+
+    return root;
+}
+
+
+/* Takes a JSON object, and makes U+FFFD of the escape of a zero byte. */
+
+static int
+kx_protocol_check(char *text, size_t len)
+{
+    char       *p, *last;
+    unsigned    depth, quoted;
+    kx_json_t   j;
+
+    kx_json_init(&j, (unsigned char *) text, len);
 
     if (kx_json_type(&j) != KX_JSON_OBJECT
         || kx_json_skip(&j, NULL) != KX_OK
         || kx_json_end(&j) != KX_OK)
     {
-        return NULL;
+        return KX_ERROR;
     }
 
-    answer = cJSON_ParseWithLength((const char *) body, len);
+    depth = 0;
+    quoted = 0;
+    last = text + len;
 
-    if (answer && !cJSON_IsObject(answer)) {
-        cJSON_Delete(answer);
-        return NULL;
-    }
+    for (p = text; p < last; p++) {
 
-    return answer;
-}
+        if (quoted) {
 
+            if (*p == '\\') {
+                p++;
 
-static unsigned
-kx_protocol_flag(const cJSON *object, const char *name, unsigned value)
-{
-    const cJSON  *item;
+                if (last - p > 5 && memcmp(p, "u0000", 5) == 0) {
+                    memcpy(p, "ufffd", 5);
+                }
 
-    item = cJSON_GetObjectItemCaseSensitive(object, name);
+            } else if (*p == '"') {
+                quoted = 0;
 
-    return cJSON_IsBool(item) ? (unsigned) cJSON_IsTrue(item) : value;
-}
-
-
-/* KX_DECLINED: one of them is not what a bid must be */
-
-static int
-kx_protocol_bids(kx_preload_answer_t *a, const cJSON *bids,
-    const kx_str_t *placements, unsigned nplacements)
-{
-    size_t          len;
-    kx_bid_t        bid;
-    unsigned        i, taken;
-    const cJSON    *item, *code;
-
-    if (bids == NULL || cJSON_IsNull(bids)) {
-        return KX_OK;
-    }
-
-    if (!cJSON_IsArray(bids)) {
-        return KX_DECLINED;
-    }
-
-    taken = 0;
-
-    cJSON_ArrayForEach(item, bids) {
-
-        code = cJSON_GetObjectItemCaseSensitive(item, "code");
-
-        if (kx_protocol_uuid(bid.id,
-                             cJSON_GetObjectItemCaseSensitive(item, "bidId"))
-            != KX_OK
-            || !cJSON_IsString(code))
-        {
-            return KX_DECLINED;
-        }
-
-        len = strlen(code->valuestring);
-
-        for (i = 0; i < nplacements && i < KX_MAX_BIDS; i++) {
-
-            if (placements[i].len != len
-                || memcmp(placements[i].data, code->valuestring, len) != 0
-                || (taken & (1u << i)))
-            {
-                continue;
+            } else if ((unsigned char) *p < ' ') {
+                return KX_ERROR;
             }
 
-            taken |= 1u << i;
+            continue;
+        }
 
-            bid.placement = i;
-            bid.revenue = kx_protocol_revenue(item);
+        switch (*p) {
 
-            a->bids[a->nbids++] = bid;
+        case '"':
+            quoted = 1;
+            break;
+
+        case '{':
+        case '[':
+            if (++depth > KX_ANSWER_DEPTH) {
+                return KX_ERROR;
+            }
+
+            break;
+
+        case '}':
+        case ']':
+            depth--;
             break;
         }
     }
@@ -795,75 +906,250 @@ kx_protocol_bids(kx_preload_answer_t *a, const cJSON *bids,
 }
 
 
-static double
-kx_protocol_revenue(const cJSON *bid)
+/* a member that is null counts as one that is not there */
+
+static const cJSON *
+kx_protocol_get(const cJSON *object, const char *name)
 {
-    char         *end;
-    double        revenue;
     const cJSON  *item;
 
-    item = cJSON_GetObjectItemCaseSensitive(bid, "revenue");
+    item = cJSON_GetObjectItemCaseSensitive(object, name);
 
-    if (cJSON_IsNumber(item)) {
-        revenue = item->valuedouble;
+    return cJSON_IsNull(item) ? NULL : item;
+}
 
-    } else if (cJSON_IsString(item) && item->valuestring[0] != '\0') {
-        revenue = strtod(item->valuestring, &end);
+
+static int
+kx_protocol_read(kx_preload_answer_t *a, const cJSON *root,
+    const kx_str_t *placements, unsigned nplacements)
+{
+    const cJSON  *item, *bids;
+
+    item = kx_protocol_get(root, "sessionId");
+
+    if (item != NULL) {
+
+        if (kx_protocol_read_uuid(a->session, item) != KX_OK) {
+            return KX_ERROR;
+        }
+
+        a->has_session = 1;
+    }
+
+    bids = kx_protocol_get(root, "bids");
+
+    if (bids == NULL) {
+        return KX_OK;
+    }
+
+    if (!cJSON_IsArray(bids)) {
+        return KX_ERROR;
+    }
+
+    cJSON_ArrayForEach(item, bids) {
+        if (kx_protocol_read_bid(a, item, placements, nplacements) != KX_OK) {
+            return KX_ERROR;
+        }
+    }
+
+    return KX_OK;
+}
+
+
+static int
+kx_protocol_read_uuid(unsigned char id[KX_ID_LEN], const cJSON *item)
+{
+    const char  *s;
+
+    s = cJSON_GetStringValue(item);
+
+    if (s == NULL) {
+        return KX_DECLINED;
+    }
+
+    return kx_uuid_parse(id, (const unsigned char *) s, strlen(s));
+}
+
+
+/* a bad bid is an error, one that is of no use is not */
+
+static int
+kx_protocol_read_bid(kx_preload_answer_t *a, const cJSON *item,
+    const kx_str_t *placements, unsigned nplacements)
+{
+    size_t       len;
+    unsigned     i, n;
+    kx_bid_t     bid;
+    const char  *code;
+
+    if (kx_protocol_read_uuid(bid.id, kx_protocol_get(item, "bidId"))
+        != KX_OK)
+    {
+        return KX_ERROR;
+    }
+
+    code = cJSON_GetStringValue(kx_protocol_get(item, "code"));
+    if (code == NULL) {
+        return KX_ERROR;
+    }
+
+    len = strlen(code);
+    n = (nplacements < KX_MAX_BIDS) ? nplacements : KX_MAX_BIDS;
+
+    for (i = 0; i < n; i++) {
+        if (len && placements[i].len == len
+            && memcmp(placements[i].data, code, len) == 0)
+        {
+            break;
+        }
+    }
+
+    if (i == n) {
+        return KX_OK;
+    }
+
+    bid.placement = i;
+    bid.revenue = kx_protocol_revenue(kx_protocol_get(item, "revenue"));
+
+    for (i = 0; i < a->nbids; i++) {
+        if (a->bids[i].placement == bid.placement) {
+            return KX_OK;
+        }
+    }
+
+    a->bids[a->nbids++] = bid;
+
+    return KX_OK;
+}
+
+
+static double
+kx_protocol_revenue(const cJSON *item)
+{
+    char        *end;
+    size_t       len;
+    double       revenue;
+    const char  *s;
+
+    s = cJSON_GetStringValue(item);
+
+    if (s != NULL) {
+
+        /* no blanks, hexadecimals and names, which strtod() also takes */
+
+        len = strlen(s);
+
+        if (len == 0 || len > KX_MAX_REVENUE_LEN
+            || strspn(s, "0123456789.eE+-") != len)
+        {
+            return -1;
+        }
+
+        revenue = strtod(s, &end);
 
         if (*end != '\0') {
             return -1;
         }
 
+    } else if (cJSON_IsNumber(item)) {
+        revenue = item->valuedouble;
+
     } else {
         return -1;
     }
 
-    return (isfinite(revenue) && revenue >= 0) ? revenue : -1;
-}
-
-
-static int
-kx_protocol_uuid(unsigned char id[KX_ID_LEN], const cJSON *item)
-{
-    if (!cJSON_IsString(item)) {
-        return KX_DECLINED;
+    if (!isfinite(revenue) || revenue < 0) {
+        return -1;
     }
 
-    return kx_uuid_parse(id, (const unsigned char *) item->valuestring,
-                         strlen(item->valuestring));
+    /* not the zero with a sign */
+
+    return (revenue > 0) ? revenue : 0;
 }
 
 
+/* rules 5 to 9 */
+
 static void
-kx_protocol_code(kx_preload_answer_t *a, const char *code)
+kx_protocol_classify(kx_preload_answer_t *a, const cJSON *root,
+    unsigned track_only)
 {
-    snprintf(a->code, sizeof(a->code), "%s", code);
+    const cJSON  *error;
+
+    error = kx_protocol_get(root, "errCode");
+
+    if (error != NULL || !a->has_session) {
+
+        if (cJSON_IsTrue(kx_protocol_get(root, "permanent"))) {
+            a->disable = 1;
+            kx_protocol_outcome(a, KX_AD_ERROR,
+                                error ? kx_protocol_code(error)
+                                      : "session_disabled");
+            return;
+        }
+
+        kx_protocol_outcome(a, KX_AD_ERROR, kx_protocol_code(error));
+        return;
+    }
+
+    if (cJSON_IsTrue(kx_protocol_get(root, "skip"))) {
+        kx_protocol_outcome(a, KX_AD_NO_FILL,
+                        kx_protocol_code(kx_protocol_get(root, "skipCode")));
+        return;
+    }
+
+    if (a->nbids == 0) {
+        kx_protocol_outcome(a, KX_AD_NO_FILL, "unfilled_bid");
+        return;
+    }
+
+    if (track_only) {
+        kx_protocol_outcome(a, KX_AD_NO_FILL, "track_only");
+        return;
+    }
+
+    a->outcome = KX_AD_FILLED;
 }
 
 
-/* a code of the server's, which goes into logs and variables */
+/* an outcome without an ad; code has KX_MAX_CODE bytes at most */
 
 static void
-kx_protocol_server_code(kx_preload_answer_t *a, const cJSON *item)
+kx_protocol_outcome(kx_preload_answer_t *a, kx_ad_outcome_e outcome,
+    const char *code)
 {
-    size_t       n;
-    const char  *s;
+    a->outcome = outcome;
+    a->nbids = 0;
 
+    memset(a->bids, 0, sizeof(a->bids));
+    memcpy(a->code, code, strlen(code) + 1);
+}
+
+
+/* what the server calls it, if that can be shown and logged as it is */
+
+static const char *
+kx_protocol_code(const cJSON *item)
+{
+    size_t             len;
+    const char        *s;
     static const char  allowed[] = "abcdefghijklmnopqrstuvwxyz"
                                    "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
                                    "0123456789_.:-";
 
-    if (cJSON_IsString(item)) {
-        s = item->valuestring;
-        n = strlen(s);
+    s = cJSON_GetStringValue(item);
 
-        if (n > 0 && n <= KX_MAX_CODE && strspn(s, allowed) == n) {
-            kx_protocol_code(a, s);
-            return;
-        }
+    if (s == NULL) {
+        return "unknown";
     }
 
-    kx_protocol_code(a, "unknown");
+    len = strlen(s);
+
+    if (len == 0 || len > KX_MAX_CODE || strspn(s, allowed) != len) {
+        return "unknown";
+    }
+
+    return s;
 }
 
 
@@ -871,26 +1157,14 @@ unsigned char *
 kx_protocol_frame_url(unsigned char *dst, const unsigned char *end,
     const kx_ad_t *ad, const kx_bid_t *bid)
 {
-    unsigned char  uuid[KX_UUID_LEN];
+    kx_writer_t  w;
 
-    (void) kx_uuid_write(uuid, bid->id);
+    w.pos = dst;
+    w.end = end;
 
-    dst = kx_protocol_copy(dst, end, ad->origin.data, ad->origin.len);
-    dst = kx_protocol_literal(dst, end, "/api/frame/");
-    dst = kx_protocol_copy(dst, end, uuid, KX_UUID_LEN);
-    dst = kx_protocol_literal(dst, end, "?code=");
-    dst = kx_protocol_encode(dst, end, &ad->placements[bid->placement]);
-    dst = kx_protocol_literal(dst, end, "&messageId=");
-    dst = kx_protocol_encode(dst, end, &ad->message_id);
-    dst = kx_protocol_literal(dst, end, "&sdk=");
-    dst = kx_protocol_encode(dst, end, &ad->sdk_name);
+    kx_write_url(&w, ad, bid);
 
-    if (ad->theme.len) {
-        dst = kx_protocol_literal(dst, end, "&theme=");
-        dst = kx_protocol_encode(dst, end, &ad->theme);
-    }
-
-    return dst;
+    return w.pos;
 }
 
 
@@ -898,144 +1172,231 @@ unsigned char *
 kx_protocol_member(unsigned char *dst, const unsigned char *end,
     const kx_ad_t *ad)
 {
-    unsigned        i;
-    kx_str_t        url;
-    unsigned char  *last;
-    unsigned char   buf[KX_MAX_FRAME_URL], uuid[KX_UUID_LEN];
+    kx_writer_t  w;
 
-    buf[0] = '\0';
+    w.pos = dst;
+    w.end = end;
 
-    dst = kx_protocol_literal(dst, end, "{\"messageId\":");
-    dst = kx_protocol_quote(dst, end, &ad->message_id);
-    dst = kx_protocol_literal(dst, end, ",\"ads\":[");
+    kx_write_member(&w, ad);
 
-    for (i = 0; i < ad->nbids; i++) {
-
-        last = kx_protocol_frame_url(buf, buf + sizeof(buf), ad,
-                                     &ad->bids[i]);
-        if (last == NULL) {
-            return NULL;
-        }
-
-        url.data = buf;
-        url.len = (size_t) (last - buf);
-
-        (void) kx_uuid_write(uuid, ad->bids[i].id);
-
-        if (i) {
-            dst = kx_protocol_literal(dst, end, ",");
-        }
-
-        dst = kx_protocol_literal(dst, end, "{\"bidId\":\"");
-        dst = kx_protocol_copy(dst, end, uuid, KX_UUID_LEN);
-        dst = kx_protocol_literal(dst, end, "\",\"code\":");
-        dst = kx_protocol_quote(dst, end,
-                                &ad->placements[ad->bids[i].placement]);
-        dst = kx_protocol_literal(dst, end, ",\"label\":");
-        dst = kx_protocol_quote(dst, end, &ad->label);
-        dst = kx_protocol_literal(dst, end, ",\"frameUrl\":");
-        dst = kx_protocol_quote(dst, end, &url);
-        dst = kx_protocol_literal(dst, end, "}");
-    }
-
-    return kx_protocol_literal(dst, end, "]}");
+    return w.pos;
 }
 
 
-/* all but the unreserved characters of RFC 3986, 2.3 */
-
-static unsigned char *
-kx_protocol_encode(unsigned char *dst, const unsigned char *end,
-    const kx_str_t *s)
+static void
+kx_write_member(kx_writer_t *w, const kx_ad_t *ad)
 {
-    size_t         i;
-    unsigned char  c, hex[3];
+    unsigned         i;
+    kx_str_t         s;
+    unsigned char    url[KX_MAX_FRAME_URL], *last;
+    const kx_bid_t  *bid;
 
-    static const char  digits[] = "0123456789ABCDEF";
+    kx_write_literal(w, "{\"messageId\":\"");
+    kx_write_json(w, &ad->message_id);
+    kx_write_literal(w, "\",\"ads\":[");
 
-    for (i = 0; i < s->len && dst; i++) {
+    for (i = 0; i < ad->nbids; i++) {
+        bid = &ad->bids[i];
+
+        /* this checks bid->placement, too */
+
+        last = kx_protocol_frame_url(url, url + KX_MAX_FRAME_URL, ad, bid);
+
+        if (last == NULL) {
+            w->pos = NULL;
+            return;
+        }
+
+        s.len = (size_t) (last - url);
+        s.data = url;
+
+        kx_write_literal(w, i ? ",{\"bidId\":\"" : "{\"bidId\":\"");
+        kx_write_uuid(w, bid->id);
+        kx_write_literal(w, "\",\"code\":\"");
+        kx_write_json(w, &ad->placements[bid->placement]);
+        kx_write_literal(w, "\",\"label\":\"");
+        kx_write_json(w, &ad->label);
+        kx_write_literal(w, "\",\"frameUrl\":\"");
+        kx_write_json(w, &s);
+        kx_write_literal(w, "\"}");
+    }
+
+    kx_write_literal(w, "]}");
+}
+
+
+static void
+kx_write_url(kx_writer_t *w, const kx_ad_t *ad, const kx_bid_t *bid)
+{
+    if (bid->placement >= KX_MAX_BIDS) {
+        w->pos = NULL;
+        return;
+    }
+
+    kx_write(w, ad->origin.data, ad->origin.len);
+    kx_write_literal(w, "/api/frame/");
+    kx_write_uuid(w, bid->id);
+    kx_write_literal(w, "?code=");
+    kx_write_uri(w, &ad->placements[bid->placement]);
+    kx_write_literal(w, "&messageId=");
+    kx_write_uri(w, &ad->message_id);
+    kx_write_literal(w, "&sdk=");
+    kx_write_uri(w, &ad->sdk_name);
+
+    if (ad->theme.len) {
+        kx_write_literal(w, "&theme=");
+        kx_write_uri(w, &ad->theme);
+    }
+}
+
+
+static void
+kx_write_literal(kx_writer_t *w, const char *s)
+{
+    kx_write(w, s, strlen(s));
+}
+
+
+static void
+kx_write_uuid(kx_writer_t *w, const unsigned char id[KX_ID_LEN])
+{
+    unsigned char  uuid[KX_UUID_LEN];
+
+    (void) kx_uuid_write(uuid, id);
+
+    kx_write(w, uuid, KX_UUID_LEN);
+}
+
+
+static void
+kx_write_json(kx_writer_t *w, const kx_str_t *s)
+{
+    if (w->pos != NULL) {
+        w->pos = kx_json_escape(w->pos, w->end, s);
+    }
+}
+
+
+/* all but the unreserved characters of RFC 3986 is encoded */
+
+static void
+kx_write_uri(kx_writer_t *w, const kx_str_t *s)
+{
+    size_t             i;
+    unsigned char      c, code[3];
+    static const char  hex[] = "0123456789ABCDEF";
+
+    for (i = 0; i < s->len && w->pos != NULL; i++) {
         c = s->data[i];
 
         if ((c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z')
             || (c >= '0' && c <= '9')
             || c == '-' || c == '.' || c == '_' || c == '~')
         {
-            dst = kx_protocol_copy(dst, end, &c, 1);
+            kx_write(w, &c, 1);
             continue;
         }
 
-        hex[0] = '%';
-        hex[1] = (unsigned char) digits[c >> 4];
-        hex[2] = (unsigned char) digits[c & 15];
+        code[0] = '%';
+        code[1] = (unsigned char) hex[c >> 4];
+        code[2] = (unsigned char) hex[c & 15];
 
-        dst = kx_protocol_copy(dst, end, hex, 3);
+        kx_write(w, code, 3);
     }
-
-    return dst;
 }
 
 
-/* the one place that writes: NULL, once something did not fit, stays NULL */
-
-static unsigned char *
-kx_protocol_copy(unsigned char *dst, const unsigned char *end, const void *p,
-    size_t len)
+static void
+kx_write(kx_writer_t *w, const void *p, size_t len)
 {
-    if (dst == NULL || len > (size_t) (end - dst)) {
-        return NULL;
+    if (w->pos == NULL || len == 0) {
+        return;
     }
 
-    memcpy(dst, p, len);
-
-    return dst + len;
-}
-
-
-static unsigned char *
-kx_protocol_quote(unsigned char *dst, const unsigned char *end,
-    const kx_str_t *s)
-{
-    dst = kx_protocol_literal(dst, end, "\"");
-
-    if (dst) {
-        dst = kx_json_escape(dst, end, s);
+    if (len > (size_t) (w->end - w->pos)) {
+        w->pos = NULL;
+        return;
     }
 
-    return kx_protocol_literal(dst, end, "\"");
+    memcpy(w->pos, p, len);
+
+    w->pos += len;
 }
 
 
 void
 kx_protocol_time(char dst[32], uint64_t ms)
 {
-    int64_t   days, era, doe, yoe, doy, mp, year;
-    unsigned  day, month, rest;
+    char      *p;
+    unsigned   day, msec, year, month, n;
 
-    /* no year that would not fit */
-
-    if (ms > 253402300799999ULL) {
-        ms = 253402300799999ULL;
+    if (ms > KX_LAST_TIME) {
+        ms = KX_LAST_TIME;
     }
 
-    rest = (unsigned) (ms % 86400000);
+    day = (unsigned) (ms / KX_DAY);
+    msec = (unsigned) (ms % KX_DAY);
 
-    /* days since 1 March of year 0, in eras of 400 years */
+    for (year = 1970; /* void */ ; year++) {
+        n = kx_time_leap(year) ? 366 : 365;
 
-    days = (int64_t) (ms / 86400000) + 719468;
-    era = days / 146097;
-    doe = days - era * 146097;
-    yoe = (doe - doe / 1460 + doe / 36524 - doe / 146096) / 365;
-    doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
-    mp = (5 * doy + 2) / 153;
+        if (day < n) {
+            break;
+        }
 
-    day = (unsigned) (doy - (153 * mp + 2) / 5 + 1);
-    month = (unsigned) (mp < 10 ? mp + 3 : mp - 9);
-    year = yoe + era * 400 + (month <= 2);
+        day -= n;
+    }
 
-    snprintf(dst, 32, "%04u-%02u-%02uT%02u:%02u:%02u.%03uZ",
-             (unsigned) (year % 10000), month % 100, day % 100,
-             rest / 3600000, rest / 60000 % 60, rest / 1000 % 60,
-             rest % 1000);
+    for (month = 1; month < 12; month++) {
+        n = kx_time_days[month - 1];
+
+        if (month == 2 && kx_time_leap(year)) {
+            n++;
+        }
+
+        if (day < n) {
+            break;
+        }
+
+        day -= n;
+    }
+
+    p = kx_time_digits(dst, year, 4);
+    *p++ = '-';
+    p = kx_time_digits(p, month, 2);
+    *p++ = '-';
+    p = kx_time_digits(p, day + 1, 2);
+    *p++ = 'T';
+    p = kx_time_digits(p, msec / 3600000, 2);
+    *p++ = ':';
+    p = kx_time_digits(p, msec / 60000 % 60, 2);
+    *p++ = ':';
+    p = kx_time_digits(p, msec / 1000 % 60, 2);
+    *p++ = '.';
+    p = kx_time_digits(p, msec % 1000, 3);
+    *p++ = 'Z';
+    *p = '\0';
+}
+
+
+static unsigned
+kx_time_leap(unsigned year)
+{
+    return (year % 4 == 0 && year % 100 != 0) || year % 400 == 0;
+}
+
+
+static char *
+kx_time_digits(char *dst, unsigned n, unsigned width)
+{
+    unsigned  i;
+
+    for (i = width; i > 0; i--) {
+        dst[i - 1] = (char) ('0' + n % 10);
+        n /= 10;
+    }
+
+    return dst + width;
 }
 
 
@@ -1043,31 +1404,35 @@ void
 kx_protocol_install_id(unsigned char *dst, const kx_str_t *token,
     const kx_str_t *user)
 {
+    unsigned       i;
     uint64_t       ms;
     kx_sha256_t    sha;
-    unsigned char  id[KX_SHA256_LEN];
+    unsigned char  digest[KX_SHA256_LEN], id[KX_ID_LEN];
 
     kx_sha256_init(&sha);
-    kx_sha256_field(&sha, "kx-iid-1", 8);
+    kx_sha256_field(&sha, KX_INSTALL_DOMAIN, sizeof(KX_INSTALL_DOMAIN) - 1);
     kx_sha256_field(&sha, token->data, token->len);
     kx_sha256_field(&sha, user->data, user->len);
-    kx_sha256_final(&sha, id);
+    kx_sha256_final(&sha, digest);
 
-    /* the time of version 7, somewhere in 2025: RFC 9562, 5.7 */
+    /* the time comes out of bytes that nothing else is made of */
 
-    ms = ((uint64_t) id[16] << 24 | (uint64_t) id[17] << 16
-          | (uint64_t) id[18] << 8 | id[19]);
+    ms = 0;
 
-    ms = 1735689600000ULL + ms * 7;
+    for (i = KX_ID_LEN; i < KX_ID_LEN + 8; i++) {
+        ms = ms << 8 | digest[i];
+    }
 
-    id[0] = (unsigned char) (ms >> 40);
-    id[1] = (unsigned char) (ms >> 32);
-    id[2] = (unsigned char) (ms >> 24);
-    id[3] = (unsigned char) (ms >> 16);
-    id[4] = (unsigned char) (ms >> 8);
-    id[5] = (unsigned char) ms;
-    id[6] = (unsigned char) ((id[6] & 0x0f) | 0x70);
-    id[8] = (unsigned char) ((id[8] & 0x3f) | 0x80);
+    ms = KX_INSTALL_FROM + ms % KX_INSTALL_SPAN;
+
+    for (i = 0; i < 6; i++) {
+        id[i] = (unsigned char) (ms >> (40 - 8 * i));
+    }
+
+    memcpy(id + 6, digest, KX_ID_LEN - 6);
+
+    id[6] = (unsigned char) (0x70 | (id[6] & 0x0f));
+    id[8] = (unsigned char) (0x80 | (id[8] & 0x3f));
 
     (void) kx_uuid_write(dst, id);
 }
