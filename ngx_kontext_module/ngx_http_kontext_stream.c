@@ -19,6 +19,8 @@ static void ngx_http_kontext_open(ngx_http_request_t *r,
     ngx_http_kontext_ctx_t *ctx);
 static ngx_int_t ngx_http_kontext_body_filter(ngx_http_request_t *r,
     ngx_chain_t *in);
+static ngx_uint_t ngx_http_kontext_broken(ngx_http_request_t *r,
+    ngx_buf_t *b);
 static ngx_int_t ngx_http_kontext_stream(ngx_http_kontext_ctx_t *ctx,
     ngx_chain_t *in);
 static ngx_int_t ngx_http_kontext_stream_special(ngx_http_kontext_ctx_t *ctx,
@@ -228,7 +230,7 @@ ngx_http_kontext_body_filter(ngx_http_request_t *r, ngx_chain_t *in)
     last = 0;
 
     for (cl = in; cl; cl = cl->next) {
-        last |= cl->buf->last_buf;
+        last |= cl->buf->last_buf || ngx_http_kontext_broken(r, cl->buf);
     }
 
     rc = ngx_http_next_body_filter(r, in);
@@ -244,12 +246,25 @@ ngx_http_kontext_body_filter(ngx_http_request_t *r, ngx_chain_t *in)
 }
 
 
+/*
+ * An upstream that died is said to the filters as a mere flush, after its
+ * connection was closed; no last buffer follows.
+ */
+
+static ngx_uint_t
+ngx_http_kontext_broken(ngx_http_request_t *r, ngx_buf_t *b)
+{
+    return b->flush && !b->last_buf && ngx_buf_size(b) == 0
+           && r->upstream && r->upstream->peer.connection == NULL;
+}
+
+
 static ngx_int_t
 ngx_http_kontext_stream(ngx_http_kontext_ctx_t *ctx, ngx_chain_t *in)
 {
     ngx_int_t            rc;
     ngx_buf_t           *b;
-    ngx_uint_t           last, sent;
+    ngx_uint_t           last, sent, broken;
     ngx_chain_t         *cl, *out, **ll;
     ngx_http_request_t  *r;
 
@@ -269,6 +284,7 @@ ngx_http_kontext_stream(ngx_http_kontext_ctx_t *ctx, ngx_chain_t *in)
     out = NULL;
     ll = &out;
     last = 0;
+    broken = 0;
 
     if (ctx->status == NGX_HTTP_KONTEXT_BYPASS) {
 
@@ -287,6 +303,7 @@ ngx_http_kontext_stream(ngx_http_kontext_ctx_t *ctx, ngx_chain_t *in)
     for (cl = in; cl; cl = cl->next) {
         b = cl->buf;
         last |= b->last_buf;
+        broken |= ngx_http_kontext_broken(r, b);
 
         if (ngx_buf_in_memory(b) && b->last > b->pos) {
             rc = ngx_http_kontext_stream_read(ctx, b, &ll);
@@ -312,8 +329,8 @@ ngx_http_kontext_stream(ngx_http_kontext_ctx_t *ctx, ngx_chain_t *in)
         }
     }
 
-    if (last && !ctx->holding && ctx->reason == KX_REASON_NONE
-        && !ctx->finished)
+    if ((last || broken) && !ctx->holding
+        && ctx->reason == KX_REASON_NONE && !ctx->finished)
     {
         ngx_http_kontext_refuse(ctx, KX_REASON_NO_FINISH);
     }
@@ -328,7 +345,7 @@ ngx_http_kontext_stream(ngx_http_kontext_ctx_t *ctx, ngx_chain_t *in)
 
     ngx_http_kontext_stream_sent(ctx, &out);
 
-    if (last && !ctx->holding) {
+    if ((last || broken) && !ctx->holding) {
 
         if (!ctx->analysed) {
             ctx->response = KX_REASON_NO_FINISH;
@@ -352,10 +369,7 @@ ngx_http_kontext_stream_special(ngx_http_kontext_ctx_t *ctx, ngx_buf_t *b,
 {
     ngx_uint_t  broken;
 
-    /* an upstream that dies is said to the filters as a mere flush */
-
-    broken = b->flush && !b->last_buf && ngx_buf_size(b) == 0
-             && ctx->request->upstream;
+    broken = ngx_http_kontext_broken(ctx->request, b);
 
     if (ctx->frame_len && (b->last_buf || broken)) {
 
