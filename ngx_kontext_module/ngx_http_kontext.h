@@ -172,6 +172,7 @@ struct ngx_http_kontext_call_s {
     unsigned                           preload:1;
     unsigned                           active:1;   /* no result yet */
     unsigned                           overflow:1;
+    unsigned                           complete:1; /* its last buffer came */
 };
 
 
@@ -240,7 +241,6 @@ struct ngx_http_kontext_ctx_s {
     ngx_msec_t                         hold_start;
     ngx_msec_t                         hold_time;
 
-    unsigned                           body_read:1;
     unsigned                           body_done:1;
     unsigned                           analysed:1;
     unsigned                           guess:1;    /* of the dialect */
@@ -250,6 +250,7 @@ struct ngx_http_kontext_ctx_s {
     unsigned                           header_seen:1;
     unsigned                           streaming:1;/* the filter reads along */
     unsigned                           first:1;    /* no frame yet */
+    unsigned                           flushed:1;  /* the header is out */
     unsigned                           skipping:1; /* in a large frame */
     unsigned                           passing:1;  /* no need to read on */
     unsigned                           finished:1; /* the marker was seen */
@@ -393,6 +394,9 @@ ngx_int_t ngx_http_kontext_call_start(ngx_http_kontext_call_t *call,
 
 /* Gives a call up, without a word.  Safe at any time. */
 void ngx_http_kontext_call_cancel(ngx_http_kontext_call_t *call);
+
+/* Is the answer known to be too large, although it is not done? */
+ngx_uint_t ngx_http_kontext_call_overflowed(ngx_http_kontext_call_t *call);
 
 /* The call whose subrequest r is, or NULL. */
 ngx_http_kontext_call_t *ngx_http_kontext_call_of(ngx_http_request_t *r);

@@ -104,6 +104,7 @@ ngx_http_kontext_call_send(ngx_http_kontext_call_t *call)
     call->status = 0;
     call->len = 0;
     call->overflow = 0;
+    call->complete = 0;
 
     ps = ngx_palloc(r->pool, sizeof(ngx_http_post_subrequest_t));
     if (ps == NULL) {
@@ -296,27 +297,8 @@ ngx_int_t
 ngx_http_kontext_call_header(ngx_http_request_t *r,
     ngx_http_kontext_call_t *call)
 {
-    ngx_http_upstream_t  *u;
-
     r->header_sent = 1;
     r->filter_need_in_memory = 1;
-
-    /*
-     * A buffered answer would not reach our body filter before its end, and
-     * one that outgrows the buffers not at all: the pipe waits for a client
-     * connection that belongs to the main request.
-     */
-
-    u = r->upstream;
-
-    if (u && u->conf->change_buffering && !u->store
-#if (NGX_HTTP_CACHE)
-        && !u->cacheable && r->cache == NULL
-#endif
-       )
-    {
-        u->buffering = 0;
-    }
 
     if (call->sr != r) {
         return NGX_OK;
@@ -343,6 +325,10 @@ ngx_http_kontext_call_body(ngx_http_request_t *r,
 
     for (cl = in; cl; cl = cl->next) {
         b = cl->buf;
+
+        if (call->sr == r && (b->last_in_chain || b->last_buf)) {
+            call->complete = 1;
+        }
 
         len = ngx_buf_in_memory(b) ? (size_t) (b->last - b->pos) : 0;
 
@@ -384,6 +370,28 @@ ngx_http_kontext_call_body(ngx_http_request_t *r,
     }
 
     return NGX_OK;
+}
+
+
+/*
+ * A buffered answer does not reach our body filter before its end, and one
+ * that outgrows the buffers not at all: the pipe then waits for a client
+ * connection that belongs to the main request.
+ */
+
+ngx_uint_t
+ngx_http_kontext_call_overflowed(ngx_http_kontext_call_t *call)
+{
+    ngx_http_upstream_t  *u;
+
+    if (call->overflow) {
+        return 1;
+    }
+
+    u = call->sr ? call->sr->upstream : NULL;
+
+    return u && u->buffering && u->pipe
+           && u->pipe->read_length > KX_MAX_ANSWER;
 }
 
 
@@ -445,7 +453,7 @@ ngx_http_kontext_call_status(ngx_http_kontext_call_t *call,
 
         /* no answer at all, or one that was cut short */
 
-        if (rc == NGX_ERROR) {
+        if (rc == NGX_ERROR || (rc == NGX_OK && !call->complete)) {
             return 0;
         }
 

@@ -1011,6 +1011,12 @@ ngx_http_kontext_merge_loc_conf(ngx_conf_t *cf, void *parent, void *child)
 
     kmcf->used = 1;
 
+    /* what only comes from above was checked there, or may be of no use */
+
+    if (conf->enable == prev->enable) {
+        return NGX_CONF_OK;
+    }
+
     location = ngx_array_push(&kmcf->locations);
     if (location == NULL) {
         return NGX_CONF_ERROR;

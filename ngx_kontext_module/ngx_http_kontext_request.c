@@ -113,7 +113,7 @@ ngx_http_kontext_handler(ngx_http_request_t *r)
     ctx = ngx_http_kontext_get_ctx(r);
 
     if (ctx) {
-        return (ctx->body_read && !ctx->body_done) ? NGX_DONE : NGX_DECLINED;
+        return NGX_DECLINED;
     }
 
     klcf = ngx_http_get_module_loc_conf(r, ngx_http_kontext_module);
@@ -141,8 +141,6 @@ ngx_http_kontext_handler(ngx_http_request_t *r)
         ngx_http_kontext_bypass(ctx, reason);
         return NGX_DECLINED;
     }
-
-    ctx->body_read = 1;
 
     rc = ngx_http_read_client_request_body(r, ngx_http_kontext_body_handler);
 
@@ -245,12 +243,6 @@ ngx_http_kontext_finalize(void *data)
     ctx->preload.sr = NULL;
 
     ngx_http_kontext_end(ctx);
-
-    /* for the log */
-
-    ngx_http_kontext_analyse(ctx);
-
-    ctx->body_done = 0;
 }
 
 
@@ -640,6 +632,7 @@ ngx_http_kontext_read_body(ngx_http_kontext_ctx_t *ctx, ngx_str_t *body,
 static kx_reason_e
 ngx_http_kontext_understand(ngx_http_kontext_ctx_t *ctx, ngx_str_t *body)
 {
+    size_t               i;
     kx_reason_e          reason;
     ngx_http_request_t  *r;
     const kx_dialect_t  *dialect;
@@ -688,6 +681,14 @@ ngx_http_kontext_understand(ngx_http_kontext_ctx_t *ctx, ngx_str_t *body)
 
     if (ctx->token.len == 0) {
         return KX_REASON_NO_TOKEN;
+    }
+
+    /* it becomes a header */
+
+    for (i = 0; i < ctx->token.len; i++) {
+        if (ctx->token.data[i] < 0x20 || ctx->token.data[i] == 0x7f) {
+            return KX_REASON_NO_TOKEN;
+        }
     }
 
     ngx_http_kontext_session_key(ctx);

@@ -335,7 +335,25 @@ ngx_http_kontext_stream(ngx_http_kontext_ctx_t *ctx, ngx_chain_t *in)
         ngx_http_kontext_refuse(ctx, KX_REASON_NO_FINISH);
     }
 
-    if (out == NULL && ctx->busy == NULL && !r->connection->buffered) {
+    if (out == NULL && in && !ctx->flushed && !ctx->holding) {
+
+        /* a frame has only begun, but the header shall go now */
+
+        b = ngx_calloc_buf(r->pool);
+        if (b == NULL) {
+            return NGX_ERROR;
+        }
+
+        b->flush = 1;
+
+        if (ngx_http_kontext_stream_link(ctx, &ll, b) != NGX_OK) {
+            return NGX_ERROR;
+        }
+    }
+
+    ctx->flushed = 1;
+
+    if (out == NULL && in && ctx->busy == NULL && !r->connection->buffered) {
         return NGX_OK;
     }
 
@@ -418,6 +436,10 @@ ngx_http_kontext_stream_read(ngx_http_kontext_ctx_t *ctx, ngx_buf_t *b,
     kx_frame_e     verdict;
     const u_char  *p, *end, *frame;
 
+    /* what is in memory counts: it may be cut, and the file would not be */
+
+    b->in_file = 0;
+
     p = b->pos;
 
     while (p < b->last && !ctx->passing && !ctx->holding) {
@@ -434,6 +456,22 @@ ngx_http_kontext_stream_read(ngx_http_kontext_ctx_t *ctx, ngx_buf_t *b,
             ctx->first = 0;
             p = end;
             continue;
+        }
+
+        if (end == NULL && b->last_buf) {
+
+            /* it has no end: it goes as it is, after what came of it before */
+
+            if (ngx_http_kontext_stream_emit(ctx, ll, ctx->frame,
+                                             ctx->frame_len)
+                != NGX_OK)
+            {
+                return NGX_ERROR;
+            }
+
+            ctx->frame_len = 0;
+            ctx->passing = 1;
+            break;
         }
 
         len = (end ? end : b->last) - p;
@@ -506,19 +544,31 @@ ngx_http_kontext_stream_read(ngx_http_kontext_ctx_t *ctx, ngx_buf_t *b,
                 }
             }
 
-            if (ngx_http_kontext_stream_finish(ctx, frame, len, at)
-                != NGX_OK)
-            {
-                return NGX_ERROR;
-            }
-
             b->pos = (u_char *) end;
-            ctx->frame_len = 0;
 
-            if (ngx_http_kontext_decided(ctx)
-                && ngx_http_kontext_stream_release(ctx, ll) != NGX_OK)
+            if (ngx_http_kontext_stream_finish(ctx, frame, len, at) == NGX_OK)
             {
-                return NGX_ERROR;
+                ctx->frame_len = 0;
+
+                if (ngx_http_kontext_decided(ctx)
+                    && ngx_http_kontext_stream_release(ctx, ll) != NGX_OK)
+                {
+                    return NGX_ERROR;
+                }
+
+            } else {
+
+                /* no memory: the frame goes, and the ad does not */
+
+                ctx->passing = 1;
+
+                if (ngx_http_kontext_stream_emit(ctx, ll, frame, len)
+                    != NGX_OK)
+                {
+                    return NGX_ERROR;
+                }
+
+                ctx->frame_len = 0;
             }
 
         } else if (ctx->frame_len) {
@@ -717,7 +767,8 @@ ngx_http_kontext_stream_finish(ngx_http_kontext_ctx_t *ctx, const u_char *p,
     }
 
     if (ngx_http_kontext_stream_hold(ctx, p, len) != NGX_OK) {
-        return NGX_ERROR;
+        ngx_http_kontext_refuse(ctx, KX_REASON_NO_MEMORY);
+        return NGX_DECLINED;
     }
 
     ctx->held_at = at;
@@ -848,6 +899,7 @@ ngx_http_kontext_decided(ngx_http_kontext_ctx_t *ctx)
     }
 
     if (ctx->conf->grace == 0
+        || ngx_http_kontext_call_overflowed(&ctx->preload)
         || ctx->conf->inject != NGX_HTTP_KONTEXT_INJECT_MEMBER)
     {
         return 1;
@@ -890,7 +942,9 @@ ngx_http_kontext_stream_release(ngx_http_kontext_ctx_t *ctx,
     }
 
     if (ctx->status == NGX_HTTP_KONTEXT_PENDING
-        && !(ctx->preload.active && ctx->preload.attempt))
+        && !(ctx->preload.active
+             && (ctx->preload.attempt
+                 || ngx_http_kontext_call_overflowed(&ctx->preload))))
     {
         ngx_http_kontext_refuse(ctx, KX_REASON_LATE);
     }
@@ -1131,7 +1185,7 @@ ngx_http_kontext_stream_sent(ngx_http_kontext_ctx_t *ctx, ngx_chain_t **out)
 
     for (cl = ctx->busy; cl; cl = cl->next) {
         if (cl->buf->tag == (ngx_buf_tag_t) &ngx_http_kontext_module) {
-            ctx->copies += cl->buf->last - cl->buf->pos;
+            ctx->copies += cl->buf->end - cl->buf->start;
         }
     }
 }
@@ -1203,13 +1257,12 @@ ngx_http_kontext_stream_resume(ngx_http_kontext_ctx_t *ctx)
         return;
     }
 
-    if (ngx_http_output_filter(r, NULL) == NGX_ERROR) {
+    /*
+     * The request belongs to its upstream, which alone may end it when the
+     * client is gone, and which watches over what could not be sent at once.
+     */
 
-        /*
-         * The client is gone.  The request belongs to its upstream, which
-         * must be the one to end it, and finds the error by itself.
-         */
+    (void) ngx_http_output_filter(r, NULL);
 
-        ngx_http_post_request(r, NULL);
-    }
+    ngx_http_post_request(r, NULL);
 }

@@ -318,6 +318,10 @@ ngx_http_kontext_supersede(ngx_http_kontext_ctx_t *ctx)
 void
 ngx_http_kontext_superseded(ngx_http_kontext_ctx_t *ctx)
 {
+    ngx_http_request_t  *r;
+
+    r = ctx->request;
+
     ngx_log_debug1(NGX_LOG_DEBUG_HTTP, ctx->request->connection->log, 0,
                    "kontext turn %uD is superseded", ctx->seq);
 
@@ -330,9 +334,14 @@ ngx_http_kontext_superseded(ngx_http_kontext_ctx_t *ctx)
         ctx->asked = 0;
     }
 
-    ngx_http_kontext_call_cancel(&ctx->preload);
+    /* the subrequest may be all that keeps that request, and its ctx */
 
+    r->main->count++;
+
+    ngx_http_kontext_call_cancel(&ctx->preload);
     ngx_http_kontext_stream_wake(ctx);
+
+    ngx_http_finalize_request(r, NGX_DONE);
 }
 
 
@@ -381,7 +390,10 @@ ngx_http_kontext_end(ngx_http_kontext_ctx_t *ctx)
 
     if (ctx->status == NGX_HTTP_KONTEXT_PENDING) {
 
-        if (ctx->preload.active && ctx->preload.attempt) {
+        if (ctx->preload.active
+            && (ctx->preload.attempt
+                || ngx_http_kontext_call_overflowed(&ctx->preload)))
+        {
             ctx->status = NGX_HTTP_KONTEXT_ERROR;
             ngx_http_kontext_set_code(ctx, "request_failed");
 

@@ -338,14 +338,14 @@ ngx_http_kontext_zone_turn(ngx_http_kontext_ctx_t *ctx, u_char *message,
 
     ngx_http_kontext_zone_read(ctx, ks, s);
 
-    ngx_shmtx_unlock(&zone->shpool->mutex);
-
     /* requests of this conversation in other workers shall look */
 
     ctx->turns = ngx_atomic_fetch_add(
                          &zone->turns[ctx->key[0] % NGX_HTTP_KONTEXT_TURNS],
                          1)
                  + 1;
+
+    ngx_shmtx_unlock(&zone->shpool->mutex);
 
     return NGX_OK;
 }
