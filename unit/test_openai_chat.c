@@ -9,7 +9,7 @@
 #include "chat.h"
 
 
-static const unsigned char  key[KX_SIP_KEY_LEN] = "0123456789abcdef";
+static const unsigned char  key[] = "0123456789abcdef";
 
 static chat_memory_t      memory;
 static kx_pool_t          pool = { chat_alloc, &memory };

@@ -202,6 +202,7 @@ test_attach(void **state)
 
     /* another process has it elsewhere */
 
+    copy = NULL;
     assert_int_equal(posix_memalign((void **) &copy, 64, size), 0);
     memcpy(copy, mem, size);
 
