@@ -121,7 +121,12 @@ $(CHOP): t/chop/config t/chop/ngx_http_chop_module.c $(OBJS)/Makefile
 UNIT_PLAIN = test_session_crash
 SAN        = -fsanitize=address,undefined -fno-sanitize-recover=undefined \
              -fno-omit-frame-pointer
-CORE_FLAGS = $(WARN_ALL) -g -Ingx_kontext_module -Ingx_kontext_module/core
+CORE_FLAGS = $(WARN_ALL) -g -Ingx_kontext_module -Ingx_kontext_module/core \
+             $(CMOCKA_FLAGS)
+
+# cmocka 2 has new names and types for what cmocka 1 of Debian 12 has, too
+
+CMOCKA_FLAGS = -Wno-pointer-sign -Wno-deprecated-declarations
 UNIT_DIR   = $(BUILD_DIR)/unit
 
 UNIT_HELP := $(filter-out unit/test_%,$(wildcard unit/*.c))

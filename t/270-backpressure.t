@@ -263,6 +263,7 @@ foreach my $case ([ 'frames of 60 KB, whole', 60_000, 0 ],
 
         ok($whole eq $body . $end, '4 that did not read: every byte arrives');
         ok(defined $ad, '4 that did not read: and the ad');
+        note(json(logged($one->[2])));
         $one->[0]->close;
     }
 }
