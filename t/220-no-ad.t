@@ -421,6 +421,18 @@ foreach my $where ('v1', 'unbuffered') {
             }
 
             $req->close;
+            $llm->sync;
+            $nginx->barrier;
+
+            if ($what =~ /held/) {
+                # at once, or with the ad server's word
+
+                $preload->respond(204);
+
+            } else {
+                ok(!$c->is_open, "$name: nothing waits for the ad");
+            }
+
             is($c->wait_closed, 'eof', "$name: the client's connection ends");
             is($c->response->body, $body, "$name: all that came is there");
             ok(!$c->response->complete, "$name: and the client can tell");

@@ -15,6 +15,7 @@ use List::Util qw(shuffle);
 
 my $ABORTS = $ENV{KONTEXT_ABORTS} || 1000;
 my $BATCH = 20;
+my $LEFT = 10;
 my $SEED = $ENV{KONTEXT_SEED} // int(rand(1_000_000_000));
 
 srand($SEED);
@@ -262,8 +263,10 @@ foreach my $case ([ $llm, 'backend' ], [ $ads, 'ad server' ],
 {
     my ($mock, $name) = @$case;
 
+    # sooner than by any timeout of an ad call
+
     wait_until("the connections of the $name",
-               sub { $mock->open_connections == 0 });
+               sub { $mock->open_connections == 0 }, $LEFT);
     pass("no connection to the $name is left");
 }
 

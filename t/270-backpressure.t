@@ -214,7 +214,7 @@ foreach my $case ([ 'frames of 60 KB, whole', 60_000, 0 ],
         $req->wait_sent;
 
         ok($whole eq $body . $end, "$name: every byte arrives");
-        ok(defined $ad, "$name: and the ad");
+        ok(defined $ad, "$name: and the ad") or diag(json(logged($t)));
 
         my $peak = memory('VmHWM') - $before;
 
@@ -262,8 +262,8 @@ foreach my $case ([ 'frames of 60 KB, whole', 60_000, 0 ],
         my ($whole, $ad) = without_kontext($one->[0]->read_response->body);
 
         ok($whole eq $body . $end, '4 that did not read: every byte arrives');
-        ok(defined $ad, '4 that did not read: and the ad');
-        note(json(logged($one->[2])));
+        ok(defined $ad, '4 that did not read: and the ad')
+            or diag(json(logged($one->[2])));
         $one->[0]->close;
     }
 }
