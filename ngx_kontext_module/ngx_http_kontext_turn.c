@@ -86,6 +86,7 @@ ngx_http_kontext_turn(ngx_http_kontext_ctx_t *ctx)
     }
 
     ngx_memzero(&ar, sizeof(kx_ad_request_t));
+    len = 0;
 
     /* what is not on the wire is when a message was said: an order is */
 
