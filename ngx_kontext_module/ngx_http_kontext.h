@@ -5,11 +5,18 @@
  * this:
  *
  *   ngx_http_kontext_request.c     reads the body, understands it
+ *   ngx_http_kontext_retract.c     takes text ads of the past out of it
  *   ngx_http_kontext_zone.c        finds its session in shared memory
  *   ngx_http_kontext_turn.c        what is asked for it, and what came of it
  *   ngx_http_kontext_ad_request.c  puts together what an ad call may say
  *   ngx_http_kontext_ad_call.c     asks, in background subrequests
- *   ngx_http_kontext_stream.c      places the ad in the answer
+ *   ngx_http_kontext_filter.c      meets the response
+ *   ngx_http_kontext_stream.c      a streamed answer, frame by frame
+ *   ngx_http_kontext_whole.c       an answer in one piece
+ *   ngx_http_kontext_answer.c      what its frames say
+ *   ngx_http_kontext_hold.c        its end waits for the ad
+ *   ngx_http_kontext_ad.c          the ad as it goes to the client
+ *   ngx_http_kontext_out.c         buffers to the next filter
  */
 
 
@@ -23,8 +30,9 @@
 
 #include "core/chat/dialect.h"
 #include "core/device.h"
+#include "core/responses.h"
 #include "core/session_table.h"
-#include "core/sse.h"
+#include "core/text_ad.h"
 
 
 #define NGX_HTTP_KONTEXT_VERSION      "0.1.0"
@@ -34,6 +42,7 @@
 #define NGX_HTTP_KONTEXT_MAX_FRAME    65536     /* larger ones pass unread */
 #define NGX_HTTP_KONTEXT_MAX_HELD     65536     /* after the finish marker */
 #define NGX_HTTP_KONTEXT_MAX_COPIES   262144    /* not yet sent, a stream */
+#define NGX_HTTP_KONTEXT_MAX_WHOLE    1048576   /* an answer in one piece */
 #define NGX_HTTP_KONTEXT_INIT_TIMEOUT 16000     /* ms, protocol.md 2.4 */
 #define NGX_HTTP_KONTEXT_TURNS        256       /* marks of new turns */
 
@@ -49,7 +58,8 @@ typedef enum {
 
 
 #define NGX_HTTP_KONTEXT_INJECT_MEMBER  0
-#define NGX_HTTP_KONTEXT_INJECT_NONE    1
+#define NGX_HTTP_KONTEXT_INJECT_TEXT    1
+#define NGX_HTTP_KONTEXT_INJECT_NONE    2
 
 
 /* parameters of kontext_character */
@@ -114,6 +124,7 @@ typedef struct {
     ngx_http_complex_value_t          *user_id;
     ngx_http_complex_value_t          *conversation_id;
     ngx_http_complex_value_t          *label;
+    ngx_http_complex_value_t          *text;
     ngx_http_complex_value_t          *variant_id;
     ngx_http_complex_value_t          *user_email;
     ngx_http_complex_value_t          *theme;
@@ -203,6 +214,7 @@ struct ngx_http_kontext_ctx_s {
 
     /* session */
     u_char                             key[KX_ID_LEN];
+    u_char                             conversation_digest[KX_ID_LEN];
     uint64_t                           user_key;
     uint32_t                           seq;
     uint32_t                           init_seq;
@@ -219,7 +231,9 @@ struct ngx_http_kontext_ctx_s {
 
     /* stream */
     kx_answer_t                        answer;
-    kx_sse_t                           sse;
+    kx_framer_t                        framer;
+    size_t                             at[KX_MAX_PLACES];
+    size_t                             start;      /* of a kept frame */
     ngx_str_t                          message_id;
     u_char                             message[KX_ID_LEN];
     ngx_str_t                          frame_url;  /* of the first bid */
@@ -227,10 +241,9 @@ struct ngx_http_kontext_ctx_s {
     u_char                            *frame;      /* an unfinished one */
     size_t                             frame_len;
     size_t                             frame_size;
-    u_char                            *held;       /* from the marker on */
+    u_char                            *held;       /* from the finish on */
     size_t                             held_len;
     size_t                             held_size;
-    size_t                             held_at;    /* where the ad goes */
     ngx_chain_t                       *free;
     ngx_chain_t                       *busy;
     size_t                             copies;     /* bytes in busy */
@@ -240,24 +253,27 @@ struct ngx_http_kontext_ctx_s {
     ngx_event_t                        poll;       /* timer */
     ngx_msec_t                         hold_start;
     ngx_msec_t                         hold_time;
+    size_t                             injected;   /* bytes */
 
     unsigned                           body_done:1;
     unsigned                           analysed:1;
-    unsigned                           guess:1;    /* of the dialect */
+    unsigned                           guess:1;    /* the body tells */
+    unsigned                           derived:1;  /* the conversation's id */
     unsigned                           track_only:1;
     unsigned                           asked:1;    /* in the queue */
     unsigned                           waiting:1;  /* asked by another one */
     unsigned                           header_seen:1;
-    unsigned                           streaming:1;/* the filter reads along */
+    unsigned                           streaming:1;/* it is read along */
     unsigned                           first:1;    /* no frame yet */
+    unsigned                           header_sent:1;
     unsigned                           flushed:1;  /* the header is out */
+    unsigned                           kept:1;     /* a frame is in held */
     unsigned                           skipping:1; /* in a large frame */
     unsigned                           passing:1;  /* no need to read on */
     unsigned                           finished:1; /* the marker was seen */
     unsigned                           holding:1;
     unsigned                           expired:1;  /* the grace is over */
     unsigned                           last:1;     /* last_buf is kept back */
-    unsigned                           injected:1;
     unsigned                           ended:1;
 };
 
@@ -282,6 +298,13 @@ ngx_int_t ngx_http_kontext_add_variables(ngx_conf_t *cf);
 /* request */
 
 ngx_int_t ngx_http_kontext_handler(ngx_http_request_t *r);
+
+/*
+ * The body in one piece; copy is what is to be released with ngx_free() when
+ * it is not needed any more, or NULL.
+ */
+kx_reason_e ngx_http_kontext_read_body(ngx_http_kontext_ctx_t *ctx,
+    ngx_str_t *body, u_char **copy);
 
 /*
  * Understands the request and starts its ad calls, once.  Asks for nothing
@@ -354,6 +377,19 @@ void ngx_http_kontext_zone_init_cancel(ngx_http_kontext_ctx_t *ctx);
 void ngx_http_kontext_zone_pair(ngx_http_kontext_ctx_t *ctx);
 
 /*
+ * Remembers of which conversation the answer ctx->answer.response_id is, if
+ * the conversation has no name but the one that was made for it.
+ */
+void ngx_http_kontext_zone_response(ngx_http_kontext_ctx_t *ctx);
+
+/*
+ * Looks up the conversation of an earlier answer: NGX_OK (ctx->conversation
+ * is set), NGX_DECLINED (it is not known), NGX_ERROR (no memory).
+ */
+ngx_int_t ngx_http_kontext_zone_previous(ngx_http_kontext_ctx_t *ctx,
+    ngx_str_t *id);
+
+/*
  * Looks for the answer that another request has asked for, or for a newer
  * turn: NGX_OK (bids, and s unless it is NULL, are filled in), NGX_AGAIN,
  * NGX_DECLINED (superseded), NGX_ERROR (the session is gone).
@@ -407,12 +443,111 @@ ngx_int_t ngx_http_kontext_call_body(ngx_http_request_t *r,
     ngx_http_kontext_call_t *call, ngx_chain_t *in);
 
 
-/* stream */
+/* retract */
 
-ngx_int_t ngx_http_kontext_stream_init(ngx_conf_t *cf);
+/*
+ * Takes the text ads of earlier answers out of the request's body, in place
+ * of its buffers.  NGX_OK, or NGX_ERROR when there is no memory: the body
+ * then is as it was.
+ */
+ngx_int_t ngx_http_kontext_retract(ngx_http_kontext_ctx_t *ctx);
 
-/* The result of the preload is there, or the grace is over: posts an event. */
-void ngx_http_kontext_stream_wake(ngx_http_kontext_ctx_t *ctx);
+
+/* filter */
+
+ngx_int_t ngx_http_kontext_filter_init(ngx_conf_t *cf);
+
+/* The filters after ours. */
+ngx_int_t ngx_http_kontext_send_header(ngx_http_request_t *r);
+ngx_int_t ngx_http_kontext_send_body(ngx_http_request_t *r, ngx_chain_t *out);
+
+/* Takes out of the header what an ad makes wrong: lengths, digests. */
+void ngx_http_kontext_change_header(ngx_http_request_t *r);
+
+/* Does this buffer say that the backend has broken off? */
+ngx_uint_t ngx_http_kontext_broken(ngx_http_request_t *r, ngx_buf_t *b);
+
+
+/* stream, whole: body filters of an answer into which an ad may go */
+
+ngx_int_t ngx_http_kontext_stream(ngx_http_kontext_ctx_t *ctx,
+    ngx_chain_t *in);
+ngx_int_t ngx_http_kontext_whole(ngx_http_kontext_ctx_t *ctx,
+    ngx_chain_t *in);
+
+/* Has the user gone on in another request?  Then the ad is lost. */
+void ngx_http_kontext_check_superseded(ngx_http_kontext_ctx_t *ctx);
+
+
+/* answer */
+
+/* Starts to read an answer.  NGX_OK, or NGX_ERROR when there is no memory. */
+ngx_int_t ngx_http_kontext_answer_open(ngx_http_kontext_ctx_t *ctx,
+    kx_framing_e framing);
+
+/*
+ * Reads a frame, or with head set the beginning of a large one.  Sets
+ * ctx->passing when no ad can come any more.  After KX_FRAME_FINISH, ctx->at
+ * has the places of the ad, counted from the start of ctx->held, to which the
+ * frame is to be added.
+ */
+kx_frame_e ngx_http_kontext_answer_frame(ngx_http_kontext_ctx_t *ctx,
+    const u_char *p, size_t len, ngx_uint_t head);
+
+/* The answer is finished: its id, and what speaks against an ad. */
+void ngx_http_kontext_answer_finish(ngx_http_kontext_ctx_t *ctx);
+
+
+/* hold */
+
+/*
+ * Adds bytes to ctx->held, up to max in all.  NGX_OK, or NGX_DECLINED when it
+ * would be more, or there is no memory.
+ */
+ngx_int_t ngx_http_kontext_hold_add(ngx_http_kontext_ctx_t *ctx,
+    const u_char *p, size_t len, size_t max);
+
+/* From here on ctx->held waits for the ad. */
+void ngx_http_kontext_hold_start(ngx_http_kontext_ctx_t *ctx);
+
+/* Is there nothing more to wait for? */
+ngx_uint_t ngx_http_kontext_hold_over(ngx_http_kontext_ctx_t *ctx);
+
+/* Links what is held, with the ad or without. */
+ngx_int_t ngx_http_kontext_hold_release(ngx_http_kontext_ctx_t *ctx,
+    ngx_chain_t ***ll);
+
+/* The result of the preload is there: posts an event. */
+void ngx_http_kontext_hold_wake(ngx_http_kontext_ctx_t *ctx);
+
+
+/* ad */
+
+/*
+ * Makes the member or the text, in r->pool.  NGX_OK, or NGX_DECLINED with a
+ * reason when nothing is to be put in.
+ */
+ngx_int_t ngx_http_kontext_ad(ngx_http_kontext_ctx_t *ctx,
+    ngx_str_t *payload);
+
+
+/* out: links to a chain at *ll; NGX_OK or NGX_ERROR (no memory) */
+
+/* A buffer as it is, unless there is nothing in it. */
+ngx_int_t ngx_http_kontext_out_link(ngx_http_kontext_ctx_t *ctx,
+    ngx_chain_t ***ll, ngx_buf_t *b);
+
+/* Bytes that stay as long as the request. */
+ngx_int_t ngx_http_kontext_out_own(ngx_http_kontext_ctx_t *ctx,
+    ngx_chain_t ***ll, u_char *p, size_t len);
+
+/* A copy of bytes. */
+ngx_int_t ngx_http_kontext_out_copy(ngx_http_kontext_ctx_t *ctx,
+    ngx_chain_t ***ll, const u_char *p, size_t len);
+
+/* Takes back what was sent of a chain. */
+void ngx_http_kontext_out_sent(ngx_http_kontext_ctx_t *ctx,
+    ngx_chain_t **out);
 
 
 #endif /* _NGX_HTTP_KONTEXT_H_INCLUDED_ */

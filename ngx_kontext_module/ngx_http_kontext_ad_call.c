@@ -509,7 +509,7 @@ ngx_http_kontext_call_result(ngx_http_kontext_call_t *call)
         ngx_add_timer(&call->timer, delay);
 
         if (call->preload) {
-            ngx_http_kontext_stream_wake(call->ctx);
+            ngx_http_kontext_hold_wake(call->ctx);
         }
 
         return;

@@ -35,6 +35,8 @@ static char *ngx_http_kontext_format(ngx_conf_t *cf, ngx_command_t *cmd,
     void *conf);
 static char *ngx_http_kontext_inject(ngx_conf_t *cf, ngx_command_t *cmd,
     void *conf);
+static char *ngx_http_kontext_text(ngx_conf_t *cf, ngx_command_t *cmd,
+    void *conf);
 static char *ngx_http_kontext_install_id(ngx_conf_t *cf, ngx_command_t *cmd,
     void *conf);
 static char *ngx_http_kontext_placements(ngx_conf_t *cf, ngx_command_t *cmd,
@@ -247,6 +249,13 @@ static ngx_command_t  ngx_http_kontext_commands[] = {
       ngx_http_kontext_inject,
       NGX_HTTP_LOC_CONF_OFFSET,
       0,
+      NULL },
+
+    { ngx_string("kontext_text"),
+      NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF|NGX_CONF_TAKE1,
+      ngx_http_kontext_text,
+      NGX_HTTP_LOC_CONF_OFFSET,
+      offsetof(ngx_http_kontext_loc_conf_t, text),
       NULL },
 
     { ngx_string("kontext_label"),
@@ -534,7 +543,9 @@ ngx_http_kontext_format(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
 {
     ngx_http_kontext_loc_conf_t *klcf = conf;
 
-    ngx_str_t  *value;
+    u_char               *p, *last, names[NGX_MAX_CONF_ERRSTR];
+    ngx_str_t            *value;
+    const kx_dialect_t  **d;
 
     if (klcf->format != NGX_CONF_UNSET_PTR) {
         return "is duplicate";
@@ -550,9 +561,18 @@ ngx_http_kontext_format(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
     klcf->format = kx_dialect_by_name(value[1].data, value[1].len);
 
     if (klcf->format == NULL) {
+        last = names + sizeof(names);
+        p = ngx_cpymem(names, "\"auto\"", 6);
+
+        for (d = kx_dialects; *d; d++) {
+            p = ngx_slprintf(p, last, d[1] ? ", \"%V\"" : " or \"%V\"",
+                             &(*d)->name);
+        }
+
         ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
                            "unknown format \"%V\" in \"kontext_format\", it "
-                           "must be \"auto\" or \"openai_chat\"", &value[1]);
+                           "must be %*s", &value[1], (size_t) (p - names),
+                           names);
         return NGX_CONF_ERROR;
     }
 
@@ -576,17 +596,44 @@ ngx_http_kontext_inject(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
     if (ngx_strcmp(value[1].data, "member") == 0) {
         klcf->inject = NGX_HTTP_KONTEXT_INJECT_MEMBER;
 
+    } else if (ngx_strcmp(value[1].data, "text") == 0) {
+        klcf->inject = NGX_HTTP_KONTEXT_INJECT_TEXT;
+
     } else if (ngx_strcmp(value[1].data, "none") == 0) {
         klcf->inject = NGX_HTTP_KONTEXT_INJECT_NONE;
 
     } else {
         ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
                            "invalid value \"%V\" in \"kontext_inject\", it "
-                           "must be \"member\" or \"none\"", &value[1]);
+                           "must be \"member\", \"text\" or \"none\"",
+                           &value[1]);
         return NGX_CONF_ERROR;
     }
 
     return NGX_CONF_OK;
+}
+
+
+/* without the URL in it the text could not be recognised in the history */
+
+static char *
+ngx_http_kontext_text(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
+{
+    ngx_str_t  *value;
+
+    value = cf->args->elts;
+
+    if (ngx_strstr(value[1].data, "$kontext_frame_url") == NULL
+        && ngx_strstr(value[1].data, "${kontext_frame_url}") == NULL)
+    {
+        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
+                           "\"kontext_text\" must have $kontext_frame_url in "
+                           "it, such as "
+                           "\"[$kontext_label]($kontext_frame_url)\"");
+        return NGX_CONF_ERROR;
+    }
+
+    return ngx_http_set_complex_value_slot(cf, cmd, conf);
 }
 
 
@@ -894,6 +941,7 @@ ngx_http_kontext_create_loc_conf(ngx_conf_t *cf)
     klcf->user_id = NGX_CONF_UNSET_PTR;
     klcf->conversation_id = NGX_CONF_UNSET_PTR;
     klcf->label = NGX_CONF_UNSET_PTR;
+    klcf->text = NGX_CONF_UNSET_PTR;
     klcf->variant_id = NGX_CONF_UNSET_PTR;
     klcf->user_email = NGX_CONF_UNSET_PTR;
     klcf->theme = NGX_CONF_UNSET_PTR;
@@ -925,6 +973,8 @@ ngx_http_kontext_merge_loc_conf(ngx_conf_t *cf, void *parent, void *child)
     ngx_http_kontext_main_conf_t  *kmcf;
 
     static ngx_str_t  label = ngx_string("Sponsored");
+    static ngx_str_t  text =
+        ngx_string("[$kontext_label]($kontext_frame_url)");
 
     ngx_conf_merge_ptr_value(conf->enable, prev->enable, NULL);
     ngx_conf_merge_ptr_value(conf->token, prev->token, NULL);
@@ -932,6 +982,7 @@ ngx_http_kontext_merge_loc_conf(ngx_conf_t *cf, void *parent, void *child)
     ngx_conf_merge_ptr_value(conf->conversation_id, prev->conversation_id,
                              NULL);
     ngx_conf_merge_ptr_value(conf->label, prev->label, NULL);
+    ngx_conf_merge_ptr_value(conf->text, prev->text, NULL);
     ngx_conf_merge_ptr_value(conf->variant_id, prev->variant_id, NULL);
     ngx_conf_merge_ptr_value(conf->user_email, prev->user_email, NULL);
     ngx_conf_merge_ptr_value(conf->theme, prev->theme, NULL);
@@ -988,6 +1039,12 @@ ngx_http_kontext_merge_loc_conf(ngx_conf_t *cf, void *parent, void *child)
 
     if (conf->label == NULL
         && ngx_http_kontext_default_value(cf, &conf->label, &label) != NGX_OK)
+    {
+        return NGX_CONF_ERROR;
+    }
+
+    if (conf->text == NULL
+        && ngx_http_kontext_default_value(cf, &conf->text, &text) != NGX_OK)
     {
         return NGX_CONF_ERROR;
     }
@@ -1088,7 +1145,7 @@ ngx_http_kontext_postconfiguration(ngx_conf_t *cf)
 
     *h = ngx_http_kontext_handler;
 
-    return ngx_http_kontext_stream_init(cf);
+    return ngx_http_kontext_filter_init(cf);
 }
 
 

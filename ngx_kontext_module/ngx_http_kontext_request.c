@@ -29,8 +29,6 @@ static void ngx_http_kontext_body_handler(ngx_http_request_t *r);
 static void ngx_http_kontext_choose(ngx_http_kontext_ctx_t *ctx);
 static ngx_int_t ngx_http_kontext_identity_encoding(ngx_http_request_t *r);
 static void ngx_http_kontext_analyse_handler(ngx_event_t *ev);
-static kx_reason_e ngx_http_kontext_read_body(ngx_http_kontext_ctx_t *ctx,
-    ngx_str_t *body, u_char **copy);
 static kx_reason_e ngx_http_kontext_understand(ngx_http_kontext_ctx_t *ctx,
     ngx_str_t *body);
 static ngx_int_t ngx_http_kontext_identify(ngx_http_kontext_ctx_t *ctx);
@@ -338,6 +336,14 @@ ngx_http_kontext_body_handler(ngx_http_request_t *r)
 
     ngx_http_kontext_choose(ctx);
 
+    if (ctx->conf->inject == NGX_HTTP_KONTEXT_INJECT_TEXT) {
+
+        /* this one does come before the first token: the model must not see
+           the ads of earlier turns */
+
+        (void) ngx_http_kontext_retract(ctx);
+    }
+
     r->preserve_body = 1;
     r->write_event_handler = ngx_http_core_run_phases;
 
@@ -363,13 +369,15 @@ ngx_http_kontext_body_handler(ngx_http_request_t *r)
 }
 
 
-/* the dialect: configured, or told by the path, or to be confirmed later */
+/* the dialect: configured, or told by the path or a header */
 
 static void
 ngx_http_kontext_choose(ngx_http_kontext_ctx_t *ctx)
 {
-    ngx_http_request_t  *r;
-    const kx_dialect_t  *dialect;
+    ngx_str_t             value;
+    ngx_http_request_t   *r;
+    const kx_dialect_t   *dialect;
+    const kx_dialect_t  **d;
 
     r = ctx->request;
     dialect = ctx->conf->format;
@@ -378,13 +386,30 @@ ngx_http_kontext_choose(ngx_http_kontext_ctx_t *ctx)
         dialect = kx_dialect_by_path(&r->uri);
     }
 
-    if (dialect == NULL) {
-        dialect = kx_dialect_default();
-        ctx->guess = 1;
+    for (d = kx_dialects; *d && dialect == NULL; d++) {
+
+        if ((*d)->header.len == 0) {
+            continue;
+        }
+
+        value.len = 0;
+        ngx_http_kontext_header(r, (ngx_str_t *) &(*d)->header, &value);
+
+        if (value.len) {
+            dialect = *d;
+        }
     }
 
-    kx_conversation_init(&ctx->cv, dialect, ngx_http_kontext_text_key(r),
-                         &ctx->pool);
+    if (dialect == NULL) {
+
+        /* the body has to tell */
+
+        ctx->guess = 1;
+        return;
+    }
+
+    kx_conversation_init(&ctx->cv, dialect, &r->uri,
+                         ngx_http_kontext_text_key(r), &ctx->pool);
 }
 
 
@@ -483,8 +508,6 @@ ngx_http_kontext_analyse(ngx_http_kontext_ctx_t *ctx)
 
     ngx_http_kontext_analyse_cancel(ctx);
 
-    copy = NULL;
-
     reason = ngx_http_kontext_read_body(ctx, &body, &copy);
 
     if (reason == KX_REASON_NONE) {
@@ -550,9 +573,7 @@ ngx_http_kontext_analyse_cancel(ngx_http_kontext_ctx_t *ctx)
 }
 
 
-/* the body in one piece; copy is what is to be freed, if anything */
-
-static kx_reason_e
+kx_reason_e
 ngx_http_kontext_read_body(ngx_http_kontext_ctx_t *ctx, ngx_str_t *body,
     u_char **copy)
 {
@@ -565,6 +586,8 @@ ngx_http_kontext_read_body(ngx_http_kontext_ctx_t *ctx, ngx_str_t *body,
     ngx_http_request_t  *r;
 
     r = ctx->request;
+
+    *copy = NULL;
 
     if (r->request_body == NULL || r->request_body->bufs == NULL) {
         return KX_REASON_NO_BODY;
@@ -616,6 +639,8 @@ ngx_http_kontext_read_body(ngx_http_kontext_ctx_t *ctx, ngx_str_t *body,
         n = ngx_read_file(b->file, p, len, b->file_pos);
 
         if (n != (ssize_t) len) {
+            ngx_free(*copy);
+            *copy = NULL;
             return KX_REASON_NO_BODY;
         }
 
@@ -640,14 +665,21 @@ ngx_http_kontext_understand(ngx_http_kontext_ctx_t *ctx, ngx_str_t *body)
     r = ctx->request;
     dialect = ctx->cv.dialect;
 
+    if (dialect == NULL) {
+        dialect = kx_dialect_by_body(&r->uri, body->data, body->len);
+
+        if (dialect == NULL) {
+            return KX_REASON_FORMAT;
+        }
+
+        kx_conversation_init(&ctx->cv, dialect, &r->uri,
+                             ngx_http_kontext_text_key(r), &ctx->pool);
+    }
+
     reason = kx_conversation_scan(&ctx->cv, body->data, body->len);
 
     if (reason != KX_REASON_NONE) {
         return reason;
-    }
-
-    if (ctx->guess && !dialect->body(&ctx->cv)) {
-        return KX_REASON_FORMAT;
     }
 
     if (!ctx->cv.has_messages) {
@@ -663,16 +695,16 @@ ngx_http_kontext_understand(ngx_http_kontext_ctx_t *ctx, ngx_str_t *body)
         return KX_REASON_NO_USER_TURN;
     }
 
+    if (ctx->cv.auxiliary) {
+        return KX_REASON_AUXILIARY;
+    }
+
     if (ctx->cv.json_mode) {
         return KX_REASON_JSON_MODE;
     }
 
     if (ctx->cv.forced_tools) {
         return KX_REASON_FORCED_TOOLS;
-    }
-
-    if (!ctx->cv.stream) {
-        return KX_REASON_NOT_STREAMED;
     }
 
     if (ngx_http_kontext_identify(ctx) != NGX_OK) {
@@ -742,6 +774,17 @@ ngx_http_kontext_identify(ngx_http_kontext_ctx_t *ctx)
 
     id = &ctx->cv.conversation;
 
+    if (ctx->conversation.len == 0 && id->rank == KX_IDENTITY_NATIVE) {
+        ctx->conversation = id->value;
+    }
+
+    if (ctx->conversation.len == 0 && ctx->cv.previous.len
+        && ngx_http_kontext_zone_previous(ctx, &ctx->cv.previous)
+           == NGX_ERROR)
+    {
+        return NGX_ERROR;
+    }
+
     if (ctx->conversation.len == 0 && id->rank <= KX_IDENTITY_SESSION) {
         ctx->conversation = id->value;
     }
@@ -770,9 +813,12 @@ ngx_http_kontext_identify(ngx_http_kontext_ctx_t *ctx)
         return NGX_ERROR;
     }
 
-    ctx->conversation.len = kx_conversation_derive(&ctx->cv,
-                                          &ctx->user,
-                                          ctx->conversation.data);
+    ctx->conversation.len = KX_MESSAGE_ID_LEN;
+    ctx->derived = 1;
+
+    kx_conversation_derive(&ctx->cv, &ctx->user, ctx->conversation_digest);
+    kx_conversation_id_write(ctx->conversation.data,
+                             ctx->conversation_digest);
 
     return NGX_OK;
 }

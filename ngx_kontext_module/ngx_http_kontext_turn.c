@@ -228,7 +228,7 @@ ngx_http_kontext_preload_handler(ngx_http_kontext_call_t *call)
 
     if (rc != NGX_OK) {
         ngx_http_kontext_refuse(ctx, KX_REASON_SUPERSEDED);
-        ngx_http_kontext_stream_wake(ctx);
+        ngx_http_kontext_hold_wake(ctx);
         return;
     }
 
@@ -255,7 +255,7 @@ ngx_http_kontext_preload_handler(ngx_http_kontext_call_t *call)
         break;
     }
 
-    ngx_http_kontext_stream_wake(ctx);
+    ngx_http_kontext_hold_wake(ctx);
 }
 
 
@@ -340,7 +340,7 @@ ngx_http_kontext_superseded(ngx_http_kontext_ctx_t *ctx)
     r->main->count++;
 
     ngx_http_kontext_call_cancel(&ctx->preload);
-    ngx_http_kontext_stream_wake(ctx);
+    ngx_http_kontext_hold_wake(ctx);
 
     ngx_http_finalize_request(r, NGX_DONE);
 }

@@ -191,13 +191,13 @@ ngx_http_kontext_variable_injected(ngx_http_request_t *r,
 {
     ngx_http_kontext_ctx_t  *ctx;
 
-    static ngx_str_t  member = ngx_string("member");
+    static ngx_str_t  forms[] = { ngx_string("member"), ngx_string("text") };
     static ngx_str_t  none = ngx_string("");
 
     ctx = ngx_http_kontext_variable_ctx(r);
 
-    ngx_http_kontext_variable_set(v,
-                                  (ctx && ctx->injected) ? &member : &none);
+    ngx_http_kontext_variable_set(v, (ctx && ctx->injected)
+                                     ? &forms[ctx->answer.form] : &none);
 
     return NGX_OK;
 }

@@ -10,6 +10,7 @@
 
 #define NGX_HTTP_KONTEXT_ZONE_IDLE  1800000     /* 30 minutes, in ms */
 #define NGX_HTTP_KONTEXT_ZONE_MIN   (8 * ngx_pagesize)
+#define NGX_HTTP_KONTEXT_RESPONSES  32          /* one of so many pages */
 
 #define ngx_http_kontext_now()  ((uint64_t) ngx_current_msec)
 
@@ -18,6 +19,8 @@ typedef struct {
     ngx_slab_pool_t             *shpool;
     kx_session_table_t          *table;
     ngx_atomic_t                *turns;
+    kx_response_t               *responses;
+    size_t                       nresponses;
     size_t                       size;         /* of the table */
     ngx_msec_t                   idle;
     u_char                       secret[32];
@@ -28,6 +31,8 @@ typedef struct {
 
 typedef struct {
     ngx_atomic_t                 turns[NGX_HTTP_KONTEXT_TURNS];
+    kx_response_t               *responses;
+    size_t                       nresponses;
     void                        *table;
     size_t                       size;
 } ngx_http_kontext_shared_t;
@@ -41,6 +46,8 @@ static ngx_int_t ngx_http_kontext_zone_secret(u_char *secret, size_t len);
 static ngx_http_kontext_zone_t *ngx_http_kontext_zone_get(
     ngx_http_request_t *r);
 static void ngx_http_kontext_zone_enter(ngx_http_kontext_zone_t *zone);
+static uint64_t ngx_http_kontext_zone_response_key(
+    ngx_http_kontext_ctx_t *ctx, ngx_str_t *id);
 static kx_session_t *ngx_http_kontext_zone_lock(ngx_http_kontext_ctx_t *ctx,
     ngx_uint_t *taken);
 static void ngx_http_kontext_zone_unlock(ngx_http_kontext_ctx_t *ctx,
@@ -213,6 +220,16 @@ ngx_http_kontext_zone_init(ngx_shm_zone_t *shm_zone, void *data)
             return NGX_ERROR;
         }
 
+        len = ngx_max(shpool->pfree / NGX_HTTP_KONTEXT_RESPONSES, 1)
+              * ngx_pagesize;
+
+        shared->responses = ngx_slab_calloc(shpool, len);
+        if (shared->responses == NULL) {
+            return NGX_ERROR;
+        }
+
+        shared->nresponses = len / sizeof(kx_response_t);
+
         /*
          * All that is left becomes the table: the slab allocator could not
          * be relied on after a worker died in it.
@@ -230,6 +247,8 @@ ngx_http_kontext_zone_init(ngx_shm_zone_t *shm_zone, void *data)
     }
 
     zone->turns = shared->turns;
+    zone->responses = shared->responses;
+    zone->nresponses = shared->nresponses;
     zone->size = shared->size;
     zone->table = NULL;
 
@@ -454,6 +473,84 @@ ngx_http_kontext_zone_pair(ngx_http_kontext_ctx_t *ctx)
     }
 
     ngx_http_kontext_zone_unlock(ctx, ks);
+}
+
+
+void
+ngx_http_kontext_zone_response(ngx_http_kontext_ctx_t *ctx)
+{
+    uint64_t                  key;
+    ngx_http_kontext_zone_t  *zone;
+
+    if (!ctx->derived) {
+        return;
+    }
+
+    zone = ngx_http_kontext_zone_get(ctx->request);
+
+    key = ngx_http_kontext_zone_response_key(ctx, &ctx->answer.response_id);
+
+    ngx_shmtx_lock(&zone->shpool->mutex);
+
+    kx_responses_put(zone->responses, zone->nresponses, key,
+                     ctx->conversation_digest, ngx_http_kontext_now());
+
+    ngx_shmtx_unlock(&zone->shpool->mutex);
+}
+
+
+ngx_int_t
+ngx_http_kontext_zone_previous(ngx_http_kontext_ctx_t *ctx, ngx_str_t *id)
+{
+    int                       rc;
+    u_char                   *p;
+    uint64_t                  key;
+    ngx_http_kontext_zone_t  *zone;
+
+    zone = ngx_http_kontext_zone_get(ctx->request);
+
+    key = ngx_http_kontext_zone_response_key(ctx, id);
+
+    ngx_shmtx_lock(&zone->shpool->mutex);
+
+    rc = kx_responses_get(zone->responses, zone->nresponses, key,
+                          ctx->conversation_digest, ngx_http_kontext_now(),
+                          zone->idle);
+
+    ngx_shmtx_unlock(&zone->shpool->mutex);
+
+    if (rc != KX_OK) {
+        return NGX_DECLINED;
+    }
+
+    p = ngx_pnalloc(ctx->request->pool, KX_MESSAGE_ID_LEN);
+    if (p == NULL) {
+        return NGX_ERROR;
+    }
+
+    kx_conversation_id_write(p, ctx->conversation_digest);
+
+    ctx->conversation.data = p;
+    ctx->conversation.len = KX_MESSAGE_ID_LEN;
+    ctx->derived = 1;
+
+    return NGX_OK;
+}
+
+
+static uint64_t
+ngx_http_kontext_zone_response_key(ngx_http_kontext_ctx_t *ctx,
+    ngx_str_t *id)
+{
+    kx_sip_t  sip;
+
+    kx_sip_init(&sip, ngx_http_kontext_zone_key(ctx->request), 0);
+    kx_sip_field(&sip, "response", 8);
+    kx_sip_field(&sip, ctx->token.data, ctx->token.len);
+    kx_sip_field(&sip, ctx->user.data, ctx->user.len);
+    kx_sip_field(&sip, id->data, id->len);
+
+    return kx_sip_final64(&sip);
 }
 
 

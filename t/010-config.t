@@ -621,7 +621,7 @@ in "kontext_frame_origin", it must be "https://host" or "https://host:port" with
 === kontext_format: a format it does not know
 --- bad: kontext_format json;
 --- says
-unknown format "json" in "kontext_format", it must be "auto" or "openai_chat"
+unknown format "json" in "kontext_format", it must be "auto", "openai_responses", "gemini", "ai_sdk_ui", "anthropic", "openai_chat" or "ollama"
 
 
 === kontext_inject: a form it does not know

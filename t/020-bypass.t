@@ -51,6 +51,9 @@ my $CHAT = '/v1/chat/completions';
 my $JSON = 'application/json';
 my $YES = JSON::PP::true();
 my $NO = JSON::PP::false();
+my @WHOLE = (200, ChatSite::whole_of("Light ones.\n"), 'Content-Type' => $JSON,
+             'ETag' => '"strong"', 'Accept-Ranges' => 'bytes',
+             'Last-Modified' => 'Tue, 24 Nov 2026 10:00:00 GMT');
 
 
 # what is known from the head of the request alone
@@ -79,8 +82,10 @@ sub passes {
 
     my $prefix = delete $args{prefix} // '';
     my $uri = delete $args{uri} // $CHAT;
-    my @answer = (200, ChatSite::answer_of("Light ones.\n"),
-                  'Content-Type' => 'text/event-stream', 'X-Backend' => 'yes');
+    my @answer = @{delete $args{answer}
+                   // [ 200, ChatSite::answer_of("Light ones.\n"),
+                        'Content-Type' => 'text/event-stream',
+                        'X-Backend' => 'yes' ]};
 
     # no body comes with the answer to a HEAD
 
@@ -253,21 +258,46 @@ foreach my $uri ('/openai/deployments/gpt/chat/completions?api-version=1',
 }
 
 
-# the stream
+# The stream: an answer in one piece gets its ad as well, whatever "stream"
+# is that does not ask for one.
+
+sub whole_gets_ad {
+    my ($name, $chat) = @_;
+    my %who = (headers => { fresh(), 'Accept-Encoding' => 'gzip, br' });
+
+    local $Test::Builder::Level = $Test::Builder::Level + 1;
+
+    my $plain = $site->ask($chat, %who, uri => "/plain$CHAT");
+    my $turn = $site->ask($chat, %who);
+
+    $_->whole("Light ones.\n") foreach $plain, $turn;
+
+    is($turn->why, 'filled ', "$name: gets an ad");
+    is(as_sent($turn->request),
+       as_sent($plain->request) =~ s/^(Accept-Encoding: )[^\r\n]*/$1identity/mr,
+       "$name: the backend gets the request as it is");
+
+    my ($body, $ad) = without_kontext($turn->body);
+
+    is($body, $plain->body, "$name: the answer is the backend's");
+    ok(defined $ad, "$name: with the ad");
+
+    $heard = () = $site->ads->requests;
+}
 
 foreach my $stream (undef, $NO, 'true', 1, 0, [], {}) {
     my $chat = chat({ stream => $stream }, 'Hi');
     my $what = ref $stream && !JSON::PP::is_bool($stream)
                ? json($stream) : $stream // 'null';
 
-    passes("stream of $what", 'bypass not_streamed', $chat);
+    whole_gets_ad("stream of $what", $chat);
 }
 
 {
     my $chat = chat('Hi');
 
     delete $chat->{stream};
-    passes('no stream', 'bypass not_streamed', $chat);
+    whole_gets_ad('no stream', $chat);
 }
 
 
@@ -307,6 +337,10 @@ my %no_turn = (
 passes("no turn, $_", 'bypass no_user_turn',
        chat({ messages => $no_turn{$_} })) foreach sort keys %no_turn;
 
+passes("no turn, not streamed, $_", 'bypass no_user_turn',
+       chat({ messages => $no_turn{$_}, stream => $NO }), answer => \@WHOLE)
+    foreach sort keys %no_turn;
+
 gets_ad('an image with text',
         chat({ messages => [ { role => 'user', content => [
             $image, { type => 'text', text => 'Like these?' } ] } ] }),
@@ -321,6 +355,10 @@ foreach my $format ({ type => 'json_object' },
 {
     passes("response_format $format->{type}", 'bypass json_mode',
            chat({ response_format => $format }, 'Hi'));
+    passes("response_format $format->{type}, not streamed",
+           'bypass json_mode',
+           chat({ response_format => $format, stream => $NO }, 'Hi'),
+           answer => \@WHOLE);
 }
 
 gets_ad('response_format text',
@@ -332,9 +370,13 @@ my @tools = ({ type => 'function', function => { name => 'shop' } });
 foreach my $choice ('required',
                     { type => 'function', function => { name => 'shop' } })
 {
-    passes('tool_choice ' . (ref $choice ? 'of a function' : $choice),
-           'bypass forced_tools',
+    my $name = 'tool_choice ' . (ref $choice ? 'of a function' : $choice);
+
+    passes($name, 'bypass forced_tools',
            chat({ tools => \@tools, tool_choice => $choice }, 'Hi'));
+    passes("$name, not streamed", 'bypass forced_tools',
+           chat({ tools => \@tools, tool_choice => $choice, stream => $NO },
+                'Hi'), answer => \@WHOLE);
 }
 
 foreach my $choice ('auto', 'none') {

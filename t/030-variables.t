@@ -111,6 +111,30 @@ sub frame {
        'the frame URL is the one in the answer');
 }
 
+# the same of an answer in one piece
+
+{
+    my $turn = $site->ask(chat({ stream => JSON::PP::false() }, 'Which shoes?'),
+                          headers => { 'X-Conversation' => 'c-whole' },
+                          asks => ['init', 'preload']);
+
+    $turn->whole('Light ones.');
+
+    variables('filled, in one piece', $turn, %asked,
+        status               => 'filled',
+        injected             => 'member',
+        session_conversation => 'c-whole',
+        bid_id               => $BID,
+        code                 => 'inlineAd',
+        revenue              => '0.0042',
+        label                => 'Sponsored',
+        frame_url            => frame($turn, 'https://server.megabrain.co', ''),
+    );
+
+    is($turn->ad->{messageId}, $turn->event->{message_id},
+       'the ad is that message\'s');
+}
+
 {
     my $bids = Kontext::Mock->bid(revenue => 0.25);
 
@@ -242,11 +266,12 @@ sub frame {
 # nothing was asked
 
 {
-    my $turn = $site->turn(chat({ stream => JSON::PP::false() }, 'Hi'));
+    my $turn = $site->turn(
+        chat({ response_format => { type => 'json_object' } }, 'Hi'));
 
     variables('bypass', $turn,
         status               => 'bypass',
-        reason               => 'not_streamed',
+        reason               => 'json_mode',
         format               => qr/\A(?:openai_chat)?\z/,
         session_user         => qr/\A(?:u-1)?\z/,
         session_conversation => qr/\A(?:c-1)?\z/,

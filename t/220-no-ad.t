@@ -228,8 +228,10 @@ my @cases = (
       headers => [ 'Content-Type' => 'application/json',
                    'Retry-After' => '7' ] ],
     [ 'status 201', 'response_status', sse(@ANSWER), status => 201 ],
-    [ 'JSON', 'response_type', '{"choices":[{"message":{"content":"Hi"},'
-                               . '"finish_reason":"stop"}]}',
+    [ 'JSON of another type', 'response_type',
+      '{"choices":[{"message":{"content":"Hi"},"finish_reason":"stop"}]}',
+      headers => [ 'Content-Type' => 'application/jsonl' ] ],
+    [ 'a stream called JSON', 'no_finish_marker', sse(@ANSWER),
       headers => [ 'Content-Type' => 'application/json' ] ],
     [ 'plain text', 'response_type', sse(@ANSWER),
       headers => [ 'Content-Type' => 'text/plain' ] ],

@@ -19,7 +19,6 @@
 #include <cmocka.h>
 
 #include "core/chat/dialect.h"
-#include "core/sse.h"
 
 
 #define CHAT_MAX_BLOCKS  4096
@@ -94,6 +93,66 @@ chat_sample(const char *name, size_t *len)
 
     return p;
 }
+
+
+/* what is understood of a stream, frame by frame (unit/chat.c) */
+
+typedef struct {
+    unsigned         frames;         /* that have data */
+    unsigned         finish;         /* number of the marker, from 1; 0 none */
+    unsigned         finishes;
+    unsigned         end;            /* number of the terminator */
+    kx_reason_e      refused;        /* when the marker came, or at the end */
+    int              places;         /* result of kx_answer_places() */
+
+    /* the stream with "PAYLOAD" at its places, or as it was; malloc()ed */
+    unsigned char   *out;
+    size_t           len;
+} chat_result_t;
+
+
+/* a conversation and an answer to it, made by chat_start() */
+
+typedef struct {
+    chat_memory_t      memory;
+    kx_pool_t          pool;
+    kx_conversation_t  cv;
+    kx_answer_t        answer;
+    kx_framer_t        framer;
+} chat_t;
+
+
+#define CHAT_PAYLOAD  "PAYLOAD"
+
+
+/*
+ * Scans a request body, which must be understood, and starts an answer.  c is
+ * zeroed the first time; what an earlier call has left is freed.
+ */
+void chat_start(chat_t *c, const kx_dialect_t *dialect, const char *path,
+    const char *request, kx_framing_e framing, kx_form_e form);
+
+/* Reads a whole answer in frames; release res with chat_result_free(). */
+void chat_feed(chat_t *c, chat_result_t *res, const unsigned char *p,
+    size_t len);
+void chat_feed_text(chat_t *c, chat_result_t *res, const char *stream);
+void chat_result_free(chat_result_t *res);
+
+/* Frees all of it. */
+void chat_done(chat_t *c);
+
+/*
+ * Fails unless the answer's text is this one: its message id is then the one
+ * that the text has when it comes back in an OpenAI request.
+ */
+void chat_assert_text(chat_t *c, const char *text);
+
+/* A sample's record in expected.json; release with cJSON_Delete(*root). */
+struct cJSON;
+const struct cJSON *chat_expected(const char *name, struct cJSON **root);
+
+/* A string of such a record, or NULL. */
+const char *chat_string(const struct cJSON *record, const char *name);
 
 
 #endif /* _CHAT_H_INCLUDED_ */

@@ -17,12 +17,13 @@ static kx_conversation_t  cv;
 static kx_message_t       messages[KX_MAX_MESSAGES];
 static unsigned           n;
 static kx_str_t           cid = kx_string("c-1");
+static kx_str_t           path = kx_string("/v1/chat/completions");
 
 
 static kx_reason_e
 scan_len(const unsigned char *p, size_t len)
 {
-    kx_conversation_init(&cv, &kx_openai_chat, key, &pool);
+    kx_conversation_init(&cv, &kx_openai_chat, &path, key, &pool);
 
     return kx_conversation_scan(&cv, p, len);
 }
@@ -574,29 +575,30 @@ static void
 test_derived_conversation(void **state)
 {
     kx_str_t       u1 = kx_string("u1"), u2 = kx_string("u2");
-    unsigned char  a[KX_MESSAGE_ID_LEN], b[KX_MESSAGE_ID_LEN];
+    unsigned char  a[KX_ID_LEN], b[KX_ID_LEN], id[KX_MESSAGE_ID_LEN];
 
     (void) state;
 
     assert_int_equal(scan("{\"messages\":[{\"role\":\"user\",\"content\":"
                           "\"first\"}]}"), KX_REASON_NONE);
-    assert_int_equal(kx_conversation_derive(&cv, &u1, a), KX_MESSAGE_ID_LEN);
-    assert_memory_equal(a, "kxc_", 4);
+    kx_conversation_derive(&cv, &u1, a);
+    kx_conversation_id_write(id, a);
+    assert_memory_equal(id, "kxc_", 4);
 
-    assert_int_equal(kx_conversation_derive(&cv, &u2, b), KX_MESSAGE_ID_LEN);
-    assert_memory_not_equal(a, b, KX_MESSAGE_ID_LEN);
+    kx_conversation_derive(&cv, &u2, b);
+    assert_memory_not_equal(a, b, KX_ID_LEN);
 
     assert_int_equal(scan("{\"messages\":[{\"role\":\"user\",\"content\":"
                           "\"first\"},{\"role\":\"assistant\",\"content\":"
                           "\"answer\"},{\"role\":\"user\",\"content\":"
                           "\"second\"}]}"), KX_REASON_NONE);
     kx_conversation_derive(&cv, &u1, b);
-    assert_memory_equal(a, b, KX_MESSAGE_ID_LEN);
+    assert_memory_equal(a, b, KX_ID_LEN);
 
     assert_int_equal(scan("{\"messages\":[{\"role\":\"user\",\"content\":"
                           "\"first!\"}]}"), KX_REASON_NONE);
     kx_conversation_derive(&cv, &u1, b);
-    assert_memory_not_equal(a, b, KX_MESSAGE_ID_LEN);
+    assert_memory_not_equal(a, b, KX_ID_LEN);
 }
 
 

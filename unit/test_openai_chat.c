@@ -9,198 +9,79 @@
 #include "chat.h"
 
 
-static const unsigned char  key[] = "0123456789abcdef";
-
-static chat_memory_t      memory;
-static kx_pool_t          pool = { chat_alloc, &memory };
-static kx_conversation_t  cv;
-static kx_answer_t        answer;
-static kx_str_t           cid = kx_string("c-1");
+#include <cjson/cJSON.h>
 
 
-/* the answer that most of the samples have, from expected.json */
-
-static const char  great_plan[] =
-    "Great plan! A packing list for \xe2\x80\x9cKrumlov \xe2\x86\x92 "
-    "S\xc3\xa3o Jo\xc3\xa3o\xe2\x80\x9d:\n\n1. **Tyres** \xe2\x80\x93 2 "
-    "\xc3\x97 35 mm, run at 4.5 bar (\xe2\x89\x88 65 psi)\n2. A "
-    "\"multi-tool\" with a chain\\cassette tool (C:\\tools\\bike)\n3. Snacks "
-    "\xf0\x9f\xa5\x90\xf0\x9f\xa7\x80 \xe2\x80\x93 label "
-    "\xe8\x87\xaa\xe8\xbb\xa2\xe8\xbb\x8a \xf0\x9f\x9a\xb2 / "
-    "n\xc3\xa1hradn\xc3\xad du\xc5\xa1""e\n4. `<script>alert(\"x\")</script>` "
-    "is *not* gear; neither is `data: [DONE]` nor `event: done`\n5. Flag "
-    "\xf0\x9f\x87\xa8\xf0\x9f\x87\xbf, family tent "
-    "\xf0\x9f\x91\xa8\xe2\x80\x8d\xf0\x9f\x91\xa9\xe2\x80\x8d\xf0\x9f\x91\xa7"
-    "\xe2\x80\x8d\xf0\x9f\x91\xa6, tab\there, bell \x07, line sep "
-    "\xe2\x80\xa8 end.\n\nTotal \xe2\x89\x88 6.8 kg. Safe travels "
-    "\xe2\x80\x94 \xd7\xa9\xd7\x9c\xd7\x95\xd7\x9d / "
-    "\xd8\xb3\xd9\x84\xd8\xa7\xd9\x85 \xf0\x9f\x91\x8b\xf0\x9f\x8f\xbd";
-
-
-typedef struct {
-    unsigned         frames;
-    unsigned         finish;         /* number of the marker, from 1; 0 none */
-    unsigned         finishes;
-    unsigned         end;
-    kx_reason_e      refused;        /* when the marker came, or at the end */
-    size_t           at;             /* offset in the stream */
-} result_t;
+static chat_t  chat;
 
 
 static void
 start(const char *request)
 {
-    chat_free(&memory);
-
-    kx_conversation_init(&cv, &kx_openai_chat, key, &pool);
-    assert_int_equal(kx_conversation_scan(&cv,
-                                          (const unsigned char *) request,
-                                          strlen(request)),
-                     KX_REASON_NONE);
-
-    kx_answer_init(&answer, &cv);
+    chat_start(&chat, &kx_openai_chat, "/v1/chat/completions", request,
+               KX_FRAMING_SSE, KX_FORM_MEMBER);
 }
 
 
 static void
-feed(result_t *res, const unsigned char *p, size_t len)
+feed_text(chat_result_t *res, const char *stream)
 {
-    size_t                n;
-    unsigned              first;
-    kx_sse_t              sse;
-    kx_frame_e            verdict;
-    unsigned char        *scratch;
-    kx_sse_event_t        ev;
-    const unsigned char  *end, *start, *last;
-
-    memset(res, 0, sizeof(result_t));
-    memset(&sse, 0, sizeof(kx_sse_t));
-
-    start = p;
-    last = p + len;
-    first = 1;
-
-    scratch = malloc(len);
-    assert_non_null(scratch);
-
-    while ((end = kx_sse_frame(&sse, p, last)) != NULL) {
-        n = (size_t) (end - p);
-
-        if (kx_sse_parse(&ev, p, n, first, scratch) == KX_OK) {
-            res->frames++;
-
-            verdict = kx_openai_chat.frame(&answer, &ev.event, &ev.data);
-
-            if (verdict == KX_FRAME_FINISH) {
-                res->finishes++;
-                res->finish = res->frames;
-                res->refused = answer.refused;
-                res->at = (size_t) (answer.at - start);
-            }
-
-            if (verdict == KX_FRAME_END) {
-                res->end = res->frames;
-            }
-        }
-
-        first = 0;
-        p = end;
-    }
-
-    if (!res->finish) {
-        res->refused = answer.refused;
-    }
-
-    free(scratch);
+    chat_feed_text(&chat, res, stream);
+    chat_result_free(res);
 }
 
 
 static void
-feed_text(result_t *res, const char *stream)
+feed(chat_result_t *res, const unsigned char *p, size_t len)
 {
-    feed(res, (const unsigned char *) stream, strlen(stream));
+    chat_feed(&chat, res, p, len);
+    chat_result_free(res);
 }
 
 
-/* the id of the answer is the one its text will have in the history */
+/* the text of answer 0 is the one that expected.json has */
 
 static void
-assert_answer(const char *text)
+assert_sample(const char *name)
 {
-    char          *body, *p;
-    size_t         n;
-    unsigned       i, count;
-    kx_message_t   messages[KX_MAX_MESSAGES];
-    unsigned char  digest[KX_ID_LEN], expected[KX_ID_LEN];
-    unsigned char  id[KX_MESSAGE_ID_LEN];
+    cJSON        *root;
+    const cJSON  *record;
 
-    assert_int_equal(kx_answer_digest(&answer, &cid, digest), KX_OK);
-    kx_message_id(id, digest);
+    record = chat_expected(name, &root);
+    record = cJSON_GetObjectItemCaseSensitive(record, "choices");
+    record = cJSON_GetObjectItemCaseSensitive(record, "0");
 
-    n = strlen(text);
+    chat_assert_text(&chat, chat_string(record, "text"));
 
-    body = malloc(n * 6 + 200);
-    assert_non_null(body);
-
-    p = body + sprintf(body, "{\"messages\":[{\"role\":\"user\","
-                             "\"content\":\"hi\"},{\"role\":\"assistant\","
-                             "\"content\":\"");
-
-    for (i = 0; i < n; i++) {
-        if (text[i] == '"' || text[i] == '\\'
-            || (unsigned char) text[i] < 0x20)
-        {
-            p += sprintf(p, "\\u%04x", (unsigned) text[i]);
-
-        } else {
-            *p++ = text[i];
-        }
-    }
-
-    sprintf(p, "\"}]}");
-
-    kx_conversation_init(&cv, &kx_openai_chat, key, &pool);
-    assert_int_equal(kx_conversation_scan(&cv, (unsigned char *) body,
-                                          strlen(body)),
-                     KX_REASON_NONE);
-
-    count = kx_conversation_messages(&cv, &cid, messages, expected);
-
-    assert_int_equal(count, 2);
-    assert_memory_equal(messages[1].id.data, id, KX_MESSAGE_ID_LEN);
-
-    free(body);
+    cJSON_Delete(root);
 }
 
+
+/* text, marker and refusals of all the samples, as expected.json has them */
 
 static void
 test_samples(void **state)
 {
-    size_t          i, len;
-    result_t        res;
-    unsigned char  *p;
+    size_t          i, len, n;
+    chat_result_t   res;
+    unsigned char  *p, *at;
 
     static const struct {
         const char   *name;
         unsigned      frames;
         unsigned      finish;
         kx_reason_e   refused;
-        const char   *text;
     } cases[] = {
-        { "openai-chat.sse", 144, 142, KX_REASON_NONE, great_plan },
-        { "openai-chat-crlf.sse", 144, 142, KX_REASON_NONE, great_plan },
-        { "openai-chat-azure.sse", 23, 20, KX_REASON_NONE, great_plan },
-        { "openai-chat-llamacpp.sse", 185, 183, KX_REASON_NONE, great_plan },
-        { "openai-chat-vllm.sse", 185, 183, KX_REASON_NONE, great_plan },
-        { "openai-chat-openrouter.sse", 183, 181, KX_REASON_NONE,
-          great_plan },
-        { "openai-chat-split-surrogate.sse", 12, 11, KX_REASON_NONE,
-          "Ride \xf0\x9f\x9a\xb2 on \xf0\x9f\x91\xa8\xe2\x80\x8d"
-          "\xf0\x9f\x91\xa9\xe2\x80\x8d\xf0\x9f\x91\xa7!" },
-        { "openai-chat-n2.sse", 17, 16, KX_REASON_NONE,
-          "Yes \xe2\x80\x94 \xe2\x80\x9cgo\xe2\x80\x9d \xf0\x9f\x9a\xb2!" },
-        { "openai-chat-error.sse", 32, 0, KX_REASON_ERROR_FRAME, NULL },
-        { "openai-chat-tools.sse", 31, 29, KX_REASON_TOOL_CALLS, NULL }
+        { "openai-chat.sse", 144, 142, KX_REASON_NONE },
+        { "openai-chat-crlf.sse", 144, 142, KX_REASON_NONE },
+        { "openai-chat-azure.sse", 23, 20, KX_REASON_NONE },
+        { "openai-chat-llamacpp.sse", 185, 183, KX_REASON_NONE },
+        { "openai-chat-vllm.sse", 185, 183, KX_REASON_NONE },
+        { "openai-chat-openrouter.sse", 183, 181, KX_REASON_NONE },
+        { "openai-chat-split-surrogate.sse", 12, 11, KX_REASON_NONE },
+        { "openai-chat-n2.sse", 17, 16, KX_REASON_NONE },
+        { "openai-chat-error.sse", 32, 0, KX_REASON_ERROR_FRAME },
+        { "openai-chat-tools.sse", 31, 29, KX_REASON_TOOL_CALLS }
     };
 
     (void) state;
@@ -209,7 +90,7 @@ test_samples(void **state)
         p = chat_sample(cases[i].name, &len);
 
         start("{\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}]}");
-        feed(&res, p, len);
+        chat_feed(&chat, &res, p, len);
 
         if (res.frames != cases[i].frames || res.finish != cases[i].finish
             || res.finishes != (cases[i].finish != 0)
@@ -220,12 +101,25 @@ test_samples(void **state)
         }
 
         if (res.finish) {
-            assert_int_equal(p[res.at], '}');
-            assert_true(p[res.at + 1] == '\n' || p[res.at + 1] == '\r');
+            n = sizeof(",\"kontext\":" CHAT_PAYLOAD) - 1;
+
+            assert_int_equal(res.len, len + n);
+
+            at = (unsigned char *) strstr((char *) res.out,
+                                          ",\"kontext\":" CHAT_PAYLOAD "}");
+            assert_non_null(at);
+            assert_true(at[n + 1] == '\n' || at[n + 1] == '\r');
+
+            memmove(at, at + n, (size_t) (res.out + res.len - (at + n)));
+            res.len -= n;
         }
 
-        if (cases[i].text) {
-            assert_answer(cases[i].text);
+        assert_int_equal(res.len, len);
+        assert_memory_equal(res.out, p, len);
+        chat_result_free(&res);
+
+        if (cases[i].refused == KX_REASON_NONE) {
+            assert_sample(cases[i].name);
         }
 
         free(p);
@@ -234,10 +128,114 @@ test_samples(void **state)
 
 
 static void
+test_whole_answers(void **state)
+{
+    size_t          len;
+    chat_result_t   res;
+    unsigned char  *p;
+
+    (void) state;
+
+    p = chat_sample("openai-chat.response.json", &len);
+    chat_start(&chat, &kx_openai_chat, "/v1/chat/completions", "{}",
+               KX_FRAMING_WHOLE, KX_FORM_MEMBER);
+    chat_feed(&chat, &res, p, len);
+
+    assert_int_equal(res.finish, 1);
+    assert_int_equal(res.refused, KX_REASON_NONE);
+    assert_int_equal(res.places, KX_OK);
+    assert_non_null(strstr((char *) res.out, ",\"kontext\":PAYLOAD}"));
+    assert_int_equal(res.len, len + sizeof(",\"kontext\":PAYLOAD") - 1);
+
+    assert_sample("openai-chat.sse");
+    chat_result_free(&res);
+    free(p);
+
+    p = chat_sample("openai-chat-tools.response.json", &len);
+    chat_start(&chat, &kx_openai_chat, "/v1/chat/completions", "{}",
+               KX_FRAMING_WHOLE, KX_FORM_MEMBER);
+    feed(&res, p, len);
+
+    assert_int_equal(res.finish, 1);
+    assert_int_equal(res.refused, KX_REASON_TOOL_CALLS);
+    free(p);
+}
+
+
+static void
+test_text_ads(void **state)
+{
+    size_t         i;
+    chat_result_t  res;
+
+    static const struct {
+        kx_framing_e  framing;
+        const char   *in;
+        const char   *out;
+    } cases[] = {
+
+        /* a chunk of its own, with the line ends of the stream */
+
+        { KX_FRAMING_SSE,
+          "data: {\"id\":\"c\",\"choices\":[{\"index\":0,\"delta\":"
+          "{\"content\":\"a\"}}]}\r\n\r\n"
+          "data: {\"id\":\"c\",\"created\":7,\"model\":\"m\",\"choices\":"
+          "[{\"index\":0,\"delta\":{},\"finish_reason\":\"stop\"}]}\r\n\r\n",
+
+          "data: {\"id\":\"c\",\"choices\":[{\"index\":0,\"delta\":"
+          "{\"content\":\"a\"}}]}\r\n\r\n"
+          "data: {\"id\":\"c\",\"created\":7,\"model\":\"m\","
+          "\"object\":\"chat.completion.chunk\",\"choices\":[{\"index\":0,"
+          "\"delta\":{\"content\":\"PAYLOAD\"},\"finish_reason\":null}]}"
+          "\r\n\r\n"
+          "data: {\"id\":\"c\",\"created\":7,\"model\":\"m\",\"choices\":"
+          "[{\"index\":0,\"delta\":{},\"finish_reason\":\"stop\"}]}\r\n\r\n" },
+
+        /* the finish chunk has the end of the text */
+
+        { KX_FRAMING_SSE,
+          "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"a\"},"
+          "\"finish_reason\":\"stop\"}]}\n\n",
+          "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":"
+          "\"aPAYLOAD\"},\"finish_reason\":\"stop\"}]}\n\n" },
+
+        /* what is no scalar is not copied */
+
+        { KX_FRAMING_SSE,
+          "data: {\"id\":[\"c\"],\"choices\":[{\"index\":0,\"delta\":"
+          "{\"content\":\"\"},\"finish_reason\":\"stop\"}]}\n\n",
+          "data: {\"object\":\"chat.completion.chunk\",\"choices\":"
+          "[{\"index\":0,\"delta\":{\"content\":\"PAYLOAD\"},"
+          "\"finish_reason\":null}]}\n\n"
+          "data: {\"id\":[\"c\"],\"choices\":[{\"index\":0,\"delta\":"
+          "{\"content\":\"\"},\"finish_reason\":\"stop\"}]}\n\n" },
+
+        { KX_FRAMING_WHOLE,
+          "{\"choices\":[{\"index\":0,\"message\":{\"content\":\"a\\\"\"},"
+          "\"finish_reason\":\"stop\"}]}\n",
+          "{\"choices\":[{\"index\":0,\"message\":{\"content\":"
+          "\"a\\\"PAYLOAD\"},\"finish_reason\":\"stop\"}]}\n" }
+    };
+
+    (void) state;
+
+    for (i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        chat_start(&chat, &kx_openai_chat, "/v1/chat/completions", "{}",
+                   cases[i].framing, KX_FORM_TEXT);
+        chat_feed_text(&chat, &res, cases[i].in);
+
+        assert_int_equal(res.places, KX_OK);
+        assert_string_equal((char *) res.out, cases[i].out);
+        chat_result_free(&res);
+    }
+}
+
+
+static void
 test_two_answers_asked_for(void **state)
 {
     size_t          len;
-    result_t        res;
+    chat_result_t   res;
     unsigned char  *p;
 
     (void) state;
@@ -281,9 +279,9 @@ test_two_answers_asked_for(void **state)
 static void
 test_refusals(void **state)
 {
-    char      stream[2048];
-    size_t    i;
-    result_t  res;
+    char           stream[2048];
+    size_t         i;
+    chat_result_t  res;
 
     static const struct {
         const char   *delta;
@@ -332,8 +330,8 @@ test_refusals(void **state)
 static void
 test_no_marker(void **state)
 {
-    size_t    i;
-    result_t  res;
+    size_t         i;
+    chat_result_t  res;
 
     static const char  *streams[] = {
         "data: [DONE]\n\n",
@@ -369,8 +367,8 @@ test_no_marker(void **state)
 static void
 test_odd_indices(void **state)
 {
-    size_t    i;
-    result_t  res;
+    size_t         i;
+    chat_result_t  res;
 
     static const char  *streams[] = {
         "data: {\"choices\":[{\"index\":-1,\"finish_reason\":\"stop\"}]}\n\n",
@@ -394,7 +392,7 @@ test_odd_indices(void **state)
 static void
 test_error_frames(void **state)
 {
-    result_t  res;
+    chat_result_t  res;
 
     (void) state;
 
@@ -416,7 +414,7 @@ test_error_frames(void **state)
 static void
 test_content_parts_and_text_in_the_marker(void **state)
 {
-    result_t  res;
+    chat_result_t  res;
 
     (void) state;
 
@@ -429,14 +427,15 @@ test_content_parts_and_text_in_the_marker(void **state)
         "\"finish_reason\":\"stop\"}]}\n\n");
 
     assert_int_equal(res.finish, 2);
-    assert_answer("Hello");
+    chat_assert_text(&chat, "Hello");
 }
 
 
 static void
 test_no_text(void **state)
 {
-    result_t       res;
+    kx_str_t       cid = kx_string("c-1");
+    chat_result_t  res;
     unsigned char  digest[KX_ID_LEN];
 
     (void) state;
@@ -447,25 +446,26 @@ test_no_text(void **state)
         "\"<think>hm</think>\\n\"},\"finish_reason\":\"stop\"}]}\n\n");
 
     assert_int_equal(res.finish, 1);
-    assert_int_equal(kx_answer_digest(&answer, &cid, digest), KX_DECLINED);
+    assert_int_equal(kx_answer_digest(&chat.answer, &cid, digest),
+                     KX_DECLINED);
 }
 
 
 static void
 test_joined_data_lines(void **state)
 {
-    result_t     res;
-    const char  *stream =
+    const char    *stream =
         "data: {\"choices\":[{\"index\":0,\n"
         "data: \"delta\":{\"content\":\"a\"},\"finish_reason\":\"stop\"\n"
         "data: }]}\n\n";
+    chat_result_t  res;
 
     (void) state;
 
     start("{}");
     feed_text(&res, stream);
     assert_int_equal(res.finish, 1);
-    assert_answer("a");
+    chat_assert_text(&chat, "a");
 }
 
 
@@ -510,7 +510,7 @@ teardown(void **state)
 {
     (void) state;
 
-    chat_free(&memory);
+    chat_done(&chat);
 
     return 0;
 }
@@ -521,6 +521,8 @@ main(void)
 {
     const struct CMUnitTest  tests[] = {
         cmocka_unit_test_teardown(test_samples, teardown),
+        cmocka_unit_test_teardown(test_whole_answers, teardown),
+        cmocka_unit_test_teardown(test_text_ads, teardown),
         cmocka_unit_test_teardown(test_two_answers_asked_for, teardown),
         cmocka_unit_test_teardown(test_refusals, teardown),
         cmocka_unit_test_teardown(test_no_marker, teardown),

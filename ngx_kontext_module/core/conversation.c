@@ -4,6 +4,7 @@
 
 
 #include "conversation.h"
+#include "auxiliary.h"
 #include "chat/dialect.h"
 
 
@@ -22,10 +23,23 @@ typedef struct {
 } kx_message_text_t;
 
 
+/* a message's hash, and how its canonical text begins */
+
+typedef struct {
+    kx_sip_t         sip;
+    size_t           len;
+    unsigned char    text[KX_AUXILIARY_LEN];
+} kx_opening_t;
+
+
 static int kx_conversation_keep(kx_conversation_t *cv, kx_role_e role,
-    const kx_str_t *content, uint64_t hash);
-static void kx_conversation_sip(void *data, const unsigned char *p,
+    const kx_str_t *content, const kx_str_t *id, uint64_t hash);
+static void kx_conversation_canonical(void *data, const unsigned char *p,
     size_t len);
+static int kx_conversation_id(kx_conversation_t *cv,
+    const kx_str_t *conversation_id, const kx_kept_t *kept,
+    const unsigned char sha[KX_SHA256_LEN], kx_str_t *id,
+    unsigned char digest[KX_ID_LEN]);
 static int kx_conversation_text(kx_conversation_t *cv, const kx_kept_t *kept,
     kx_str_t *text, size_t room, unsigned char sha[KX_SHA256_LEN]);
 static void kx_message_feed(void *data, const unsigned char *p, size_t len);
@@ -45,7 +59,7 @@ static const kx_str_t  kx_roles[] = {
 
 void
 kx_conversation_init(kx_conversation_t *cv, const kx_dialect_t *dialect,
-    const unsigned char *key, const kx_pool_t *pool)
+    const kx_str_t *path, const unsigned char *key, const kx_pool_t *pool)
 {
     memset(cv, 0, sizeof(kx_conversation_t));
     memcpy(cv->key, key, KX_SIP_KEY_LEN);
@@ -55,6 +69,10 @@ kx_conversation_init(kx_conversation_t *cv, const kx_dialect_t *dialect,
     cv->choices = 1;
     cv->user.rank = KX_IDENTITY_NONE;
     cv->conversation.rank = KX_IDENTITY_NONE;
+
+    if (dialect->start) {
+        dialect->start(cv, path);
+    }
 }
 
 
@@ -83,28 +101,33 @@ kx_conversation_scan(kx_conversation_t *cv, const unsigned char *body,
 
 int
 kx_conversation_message(kx_conversation_t *cv, kx_role_e role,
-    const kx_str_t *content)
+    const kx_str_t *content, const kx_str_t *id)
 {
-    kx_sip_t   sip;
-    kx_text_t  text;
+    kx_text_t     text;
+    kx_opening_t  opening;
 
     cv->user_turn = 0;
+    cv->auxiliary = 0;
 
     if (role == KX_ROLE_OTHER) {
         return KX_OK;
     }
 
-    kx_conversation_hash(cv, &sip, role);
-    kx_text_init(&text, KX_TEXT_CANONICAL, kx_conversation_sip, &sip);
+    opening.len = 0;
 
-    cv->dialect->text(content, kx_text_feed, &text);
+    kx_conversation_hash(cv, &opening.sip, role);
+    kx_text_init(&text, KX_TEXT_CANONICAL, kx_conversation_canonical,
+                 &opening);
+
+    cv->dialect->content(content, kx_text_feed, &text);
     kx_text_finish(&text);
 
     if (text.out == 0) {
         return KX_OK;
     }
 
-    if (kx_conversation_keep(cv, role, content, kx_sip_final64(&sip))
+    if (kx_conversation_keep(cv, role, content, id,
+                             kx_sip_final64(&opening.sip))
         != KX_OK)
     {
         return KX_AGAIN;
@@ -112,6 +135,7 @@ kx_conversation_message(kx_conversation_t *cv, kx_role_e role,
 
     if (role == KX_ROLE_USER) {
         cv->user_turn = 1;
+        cv->auxiliary = kx_auxiliary(opening.text, opening.len);
 
         if (cv->first.data == NULL) {
             cv->first = *content;
@@ -124,7 +148,7 @@ kx_conversation_message(kx_conversation_t *cv, kx_role_e role,
 
 static int
 kx_conversation_keep(kx_conversation_t *cv, kx_role_e role,
-    const kx_str_t *content, uint64_t hash)
+    const kx_str_t *content, const kx_str_t *id, uint64_t hash)
 {
     uint32_t    size;
     uint64_t   *hashes;
@@ -151,6 +175,12 @@ kx_conversation_keep(kx_conversation_t *cv, kx_role_e role,
     kept->role = role;
     kept->content = *content;
     kept->index = cv->nhashes;
+    kept->id.len = 0;
+    kept->id.data = NULL;
+
+    if (id) {
+        kept->id = *id;
+    }
 
     cv->hashes[cv->nhashes++] = hash;
 
@@ -162,6 +192,7 @@ void
 kx_conversation_restart(kx_conversation_t *cv)
 {
     cv->user_turn = 0;
+    cv->auxiliary = 0;
     cv->nhashes = 0;
     cv->first.len = 0;
     cv->first.data = NULL;
@@ -169,17 +200,45 @@ kx_conversation_restart(kx_conversation_t *cv)
 
 
 int
-kx_conversation_identity(kx_conversation_t *cv, kx_identity_t *id,
-    kx_identity_e rank, const kx_str_t *raw)
+kx_conversation_identity(kx_conversation_t *cv, kx_json_t *j,
+    kx_identity_t *id, kx_identity_e rank)
 {
-    ssize_t         n;
-    unsigned char  *p, buf[KX_MAX_IDENTITY];
+    int       rc;
+    kx_str_t  value;
 
     if (rank > id->rank) {
-        return KX_OK;
+        return kx_json_skip(j, NULL);
     }
 
-    n = kx_json_copy(raw, buf, KX_MAX_IDENTITY);
+    value.len = 0;
+
+    rc = kx_conversation_string(cv, j, &value);
+
+    if (rc == KX_OK && value.len) {
+        id->rank = rank;
+        id->value = value;
+    }
+
+    return rc;
+}
+
+
+int
+kx_conversation_string(kx_conversation_t *cv, kx_json_t *j, kx_str_t *value)
+{
+    ssize_t         n;
+    kx_str_t        raw;
+    unsigned char  *p, buf[KX_MAX_IDENTITY];
+
+    if (kx_json_type(j) != KX_JSON_STRING) {
+        return kx_json_skip(j, NULL);
+    }
+
+    if (kx_json_string(j, &raw) != KX_OK) {
+        return KX_ERROR;
+    }
+
+    n = kx_json_copy(&raw, buf, KX_MAX_IDENTITY);
     if (n <= 0) {
         return KX_OK;
     }
@@ -191,11 +250,62 @@ kx_conversation_identity(kx_conversation_t *cv, kx_identity_t *id,
 
     memcpy(p, buf, (size_t) n);
 
-    id->rank = rank;
-    id->value.len = (size_t) n;
-    id->value.data = p;
+    value->len = (size_t) n;
+    value->data = p;
 
     return KX_OK;
+}
+
+
+int
+kx_conversation_metadata(kx_conversation_t *cv, kx_json_t *j)
+{
+    int             rc;
+    kx_str_t        key;
+    kx_identity_e   rank;
+    kx_identity_t  *id;
+
+    if (kx_json_type(j) != KX_JSON_OBJECT) {
+        return kx_json_skip(j, NULL);
+    }
+
+    if (kx_json_enter(j) != KX_OK) {
+        return KX_ERROR;
+    }
+
+    while ((rc = kx_json_member(j, &key)) == KX_OK) {
+
+        id = &cv->conversation;
+        rank = KX_IDENTITY_METADATA;
+
+        if (kx_json_is(&key, "user_id")) {
+            id = &cv->user;
+
+        } else if (kx_json_is(&key, "chat_id")) {
+            rank = KX_IDENTITY_METADATA;
+
+        } else if (kx_json_is(&key, "conversation_id")) {
+            rank = KX_IDENTITY_METADATA2;
+
+        } else if (kx_json_is(&key, "thread_id")) {
+            rank = KX_IDENTITY_METADATA3;
+
+        } else if (kx_json_is(&key, "session_id")) {
+            rank = KX_IDENTITY_METADATA4;
+
+        } else {
+            id = NULL;
+        }
+
+        rc = id ? kx_conversation_identity(cv, j, id, rank)
+                : kx_json_skip(j, NULL);
+
+        if (rc != KX_OK) {
+            return rc;
+        }
+    }
+
+    return (rc == KX_DONE) ? KX_OK : rc;
 }
 
 
@@ -213,9 +323,21 @@ kx_conversation_hash(const kx_conversation_t *cv, kx_sip_t *sip,
 
 
 static void
-kx_conversation_sip(void *data, const unsigned char *p, size_t len)
+kx_conversation_canonical(void *data, const unsigned char *p, size_t len)
 {
-    kx_sip_update(data, p, len);
+    size_t         n;
+    kx_opening_t  *opening = data;
+
+    kx_sip_update(&opening->sip, p, len);
+
+    n = sizeof(opening->text) - opening->len;
+
+    if (n) {
+        n = (n < len) ? n : len;
+
+        memcpy(opening->text + opening->len, p, n);
+        opening->len += n;
+    }
 }
 
 
@@ -243,10 +365,9 @@ kx_conversation_messages(kx_conversation_t *cv,
     size_t               room;
     uint32_t             n, left;
     unsigned             i;
-    uint64_t             ordinal;
-    kx_str_t             text;
+    kx_str_t             text, id;
     kx_message_t        *m;
-    unsigned char       *id, sha[KX_SHA256_LEN], d[KX_ID_LEN];
+    unsigned char        sha[KX_SHA256_LEN], d[KX_ID_LEN];
     const kx_kept_t     *kept;
 
     n = cv->nhashes;
@@ -279,17 +400,11 @@ kx_conversation_messages(kx_conversation_t *cv,
             return 0;
         }
 
-        id = cv->pool->alloc(cv->pool->data, KX_MESSAGE_ID_LEN);
-        if (id == NULL) {
+        if (kx_conversation_id(cv, conversation_id, kept, sha, &id, d)
+            != KX_OK)
+        {
             return 0;
         }
-
-        ordinal = kx_conversation_count(cv, cv->hashes[kept->index],
-                                        kept->index)
-                  + 1;
-
-        kx_message_digest(d, conversation_id, kept->role, sha, ordinal);
-        kx_message_id(id, d);
 
         if (m == messages + KX_MAX_MESSAGES) {
             memcpy(digest, d, KX_ID_LEN);
@@ -297,8 +412,7 @@ kx_conversation_messages(kx_conversation_t *cv,
 
         m--;
         m->role = kept->role;
-        m->id.len = KX_MESSAGE_ID_LEN;
-        m->id.data = id;
+        m->id = id;
         m->content = text;
 
         room -= text.len;
@@ -309,6 +423,49 @@ kx_conversation_messages(kx_conversation_t *cv,
     memmove(messages, m, i * sizeof(kx_message_t));
 
     return i;
+}
+
+
+/* its own id if it has one, or one made of its text (chat-apis.md 13) */
+
+static int
+kx_conversation_id(kx_conversation_t *cv, const kx_str_t *conversation_id,
+    const kx_kept_t *kept, const unsigned char sha[KX_SHA256_LEN],
+    kx_str_t *id, unsigned char digest[KX_ID_LEN])
+{
+    ssize_t         n;
+    uint64_t        ordinal;
+    unsigned char  *p, buf[KX_MAX_IDENTITY];
+
+    n = kx_json_copy(&kept->id, buf, KX_MAX_IDENTITY);
+
+    p = cv->pool->alloc(cv->pool->data,
+                        (n > 0) ? (size_t) n : KX_MESSAGE_ID_LEN);
+    if (p == NULL) {
+        return KX_ERROR;
+    }
+
+    id->data = p;
+
+    if (n > 0) {
+        memcpy(p, buf, (size_t) n);
+        id->len = (size_t) n;
+
+        kx_message_digest_native(digest, conversation_id, id);
+
+        return KX_OK;
+    }
+
+    ordinal = kx_conversation_count(cv, cv->hashes[kept->index],
+                                    kept->index)
+              + 1;
+
+    kx_message_digest(digest, conversation_id, kept->role, sha, ordinal);
+    kx_message_id(p, digest);
+
+    id->len = KX_MESSAGE_ID_LEN;
+
+    return KX_OK;
 }
 
 
@@ -340,7 +497,7 @@ kx_conversation_text(kx_conversation_t *cv, const kx_kept_t *kept,
     kx_text_init(&mt.canonical, KX_TEXT_CANONICAL, kx_message_canonical, &mt);
     kx_text_init(&mt.visible, KX_TEXT_VISIBLE, kx_message_visible, &mt);
 
-    cv->dialect->text(&kept->content, kx_message_feed, &mt);
+    cv->dialect->content(&kept->content, kx_message_feed, &mt);
 
     kx_text_finish(&mt.canonical);
     kx_text_finish(&mt.visible);
@@ -401,31 +558,46 @@ kx_message_visible(void *data, const unsigned char *p, size_t len)
 }
 
 
-size_t
+void
 kx_conversation_derive(kx_conversation_t *cv, const kx_str_t *user,
-    unsigned char *dst)
+    unsigned char digest[KX_ID_LEN])
 {
     kx_text_t      text;
     kx_sha256_t    sha;
-    unsigned char  digest[KX_SHA256_LEN];
+    unsigned char  result[KX_SHA256_LEN];
 
     kx_sha256_init(&sha);
     kx_sha256_field(&sha, "kx-cid-1", 8);
     kx_sha256_field(&sha, user->data, user->len);
 
-    kx_text_init(&text, KX_TEXT_CANONICAL, kx_conversation_sha, &sha);
+    if (cv->previous.len) {
 
-    if (cv->first.data) {
-        cv->dialect->text(&cv->first, kx_text_feed, &text);
+        /* what was said before is not in the request */
+
+        kx_sha256_field(&sha, cv->previous.data, cv->previous.len);
+
+    } else {
+        kx_text_init(&text, KX_TEXT_CANONICAL, kx_conversation_sha, &sha);
+
+        if (cv->first.data) {
+            cv->dialect->content(&cv->first, kx_text_feed, &text);
+        }
+
+        kx_text_finish(&text);
     }
 
-    kx_text_finish(&text);
-    kx_sha256_final(&sha, digest);
+    kx_sha256_final(&sha, result);
 
+    memcpy(digest, result, KX_ID_LEN);
+}
+
+
+void
+kx_conversation_id_write(unsigned char *dst,
+    const unsigned char digest[KX_ID_LEN])
+{
     memcpy(dst, "kxc_", 4);
     kx_base32_id(dst + 4, digest);
-
-    return 4 + KX_BASE32_ID_LEN;
 }
 
 
@@ -455,6 +627,23 @@ kx_message_digest(unsigned char digest[KX_ID_LEN],
     kx_sha256_field(&sha, kx_roles[role].data, kx_roles[role].len);
     kx_sha256_field(&sha, text, KX_SHA256_LEN);
     kx_sha256_field(&sha, n, 8);
+    kx_sha256_final(&sha, result);
+
+    memcpy(digest, result, KX_ID_LEN);
+}
+
+
+void
+kx_message_digest_native(unsigned char digest[KX_ID_LEN],
+    const kx_str_t *conversation_id, const kx_str_t *id)
+{
+    kx_sha256_t    sha;
+    unsigned char  result[KX_SHA256_LEN];
+
+    kx_sha256_init(&sha);
+    kx_sha256_field(&sha, "kx-mid-native", 13);
+    kx_sha256_field(&sha, conversation_id->data, conversation_id->len);
+    kx_sha256_field(&sha, id->data, id->len);
     kx_sha256_final(&sha, result);
 
     memcpy(digest, result, KX_ID_LEN);

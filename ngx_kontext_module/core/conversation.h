@@ -12,6 +12,7 @@
 #define _KX_CONVERSATION_H_INCLUDED_
 
 
+#include "content.h"
 #include "hash.h"
 #include "json_scan.h"
 #include "protocol.h"
@@ -47,6 +48,7 @@ typedef struct {
 typedef struct {
     kx_role_e            role;
     kx_str_t             content;    /* raw JSON, in the body */
+    kx_str_t             id;         /* raw string, in the body, or empty */
     uint32_t             index;      /* into hashes */
 } kx_kept_t;
 
@@ -64,8 +66,12 @@ struct kx_conversation_s {
     unsigned             forced_tools:1;
     unsigned             user_turn:1;     /* the newest message is a user's */
     unsigned             has_messages:1;
-    unsigned             has_model:1;
+    unsigned             auxiliary:1;     /* a front end's own question */
+    unsigned             variant:4;       /* for the dialect */
     unsigned             choices;         /* answers asked for, 1 or more */
+
+    /* the id of the answer that this request goes on from, or empty */
+    kx_str_t             previous;
 
     /* keyed hashes of role and canonical text of all messages kept */
     uint64_t            *hashes;
@@ -80,11 +86,12 @@ struct kx_conversation_s {
 
 
 /*
- * Starts with a dialect; key is a secret of KX_SIP_KEY_LEN bytes that texts
- * are compared with, pool is where hashes, identities and messages go.
+ * Starts with a dialect and the path of a request; key is a secret of
+ * KX_SIP_KEY_LEN bytes that texts are compared with, pool is where hashes,
+ * identities and messages go.
  */
 void kx_conversation_init(kx_conversation_t *cv, const kx_dialect_t *dialect,
-    const unsigned char *key, const kx_pool_t *pool);
+    const kx_str_t *path, const unsigned char *key, const kx_pool_t *pool);
 
 /*
  * Scans a request body, which must stay as it is until the last call that
@@ -106,13 +113,20 @@ unsigned kx_conversation_messages(kx_conversation_t *cv,
     unsigned char digest[KX_ID_LEN]);
 
 /*
- * Makes a conversation id for a request that has none: a digest of the user
- * and of the whole first user message.  Two conversations of one user that
- * start with the same words get the same one.  dst has room for
- * KX_MESSAGE_ID_LEN bytes; returns their number.
+ * Makes the digest of a conversation id for a request that has none: of the
+ * user and of the whole first user message, or of the answer that it goes on
+ * from.  Two conversations of one user that start with the same words get
+ * the same one.
  */
-size_t kx_conversation_derive(kx_conversation_t *cv, const kx_str_t *user,
-    unsigned char *dst);
+void kx_conversation_derive(kx_conversation_t *cv, const kx_str_t *user,
+    unsigned char digest[KX_ID_LEN]);
+
+/*
+ * Writes such a conversation id, KX_MESSAGE_ID_LEN characters: "kxc_" and the
+ * base32 of its digest.
+ */
+void kx_conversation_id_write(unsigned char *dst,
+    const unsigned char digest[KX_ID_LEN]);
 
 /*
  * Writes a message id, KX_MESSAGE_ID_LEN characters: "kx1_" and the base32 of
@@ -123,22 +137,38 @@ void kx_message_id(unsigned char *dst, const unsigned char digest[KX_ID_LEN]);
 
 /* for the dialects */
 
-/* A message of the request, in order; content is its raw JSON. */
+/*
+ * A message of the request, in order; content is its raw JSON, id its own id
+ * as a raw string, or NULL.  KX_OK or KX_AGAIN (no memory).
+ */
 int kx_conversation_message(kx_conversation_t *cv, kx_role_e role,
-    const kx_str_t *content);
-
+    const kx_str_t *content, const kx_str_t *id);
 
 /* Forgets all messages: the member was there before and the last one wins. */
 void kx_conversation_restart(kx_conversation_t *cv);
 
-/* Takes an identity, raw JSON string contents, if it is the best so far. */
-int kx_conversation_identity(kx_conversation_t *cv, kx_identity_t *id,
-    kx_identity_e rank, const kx_str_t *raw);
+/*
+ * Consumes the value that comes next: an identity if it is a string, not too
+ * long and the best so far.  KX_OK, KX_ERROR, KX_AGAIN.
+ */
+int kx_conversation_identity(kx_conversation_t *cv, kx_json_t *j,
+    kx_identity_t *id, kx_identity_e rank);
+
+/* Consumes a "metadata" object with the identities that may be in it. */
+int kx_conversation_metadata(kx_conversation_t *cv, kx_json_t *j);
+
+/* Consumes a string of 1 to KX_MAX_IDENTITY bytes into value, decoded. */
+int kx_conversation_string(kx_conversation_t *cv, kx_json_t *j,
+    kx_str_t *value);
 
 /* Digest of a message from that of its text (chat-apis.md 13, step 4). */
 void kx_message_digest(unsigned char digest[KX_ID_LEN],
     const kx_str_t *conversation_id, kx_role_e role,
     const unsigned char text[KX_SHA256_LEN], uint64_t ordinal);
+
+/* The same of a message that has an id of its own, as a part of text. */
+void kx_message_digest_native(unsigned char digest[KX_ID_LEN],
+    const kx_str_t *conversation_id, const kx_str_t *id);
 
 /* How many messages of the request have this hash, among the first n. */
 uint64_t kx_conversation_count(const kx_conversation_t *cv, uint64_t hash,

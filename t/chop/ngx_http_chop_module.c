@@ -2,7 +2,7 @@
  * Copyright (C) the ngx_http_kontext_module authors
  *
  * For the tests: sends a file as a backend would stream it, in pieces that
- * the request names.
+ * the request names.  Its suffix tells the type: .sse, .ndjson, .json.
  *
  *     location /v1/chat/completions {
  *         chop  $document_root/sample.sse;
@@ -29,6 +29,7 @@ typedef struct {
 static ngx_int_t ngx_http_chop_handler(ngx_http_request_t *r);
 static ngx_int_t ngx_http_chop_read(ngx_http_request_t *r, ngx_str_t *path,
     ngx_str_t *text);
+static void ngx_http_chop_type(ngx_http_request_t *r, ngx_str_t *path);
 static size_t ngx_http_chop_arg(ngx_http_request_t *r, char *name);
 static ngx_int_t ngx_http_chop_send(ngx_http_request_t *r, u_char *p,
     size_t len);
@@ -109,8 +110,7 @@ ngx_http_chop_handler(ngx_http_request_t *r)
     size = ngx_http_chop_arg(r, "size");
 
     r->headers_out.status = NGX_HTTP_OK;
-    ngx_str_set(&r->headers_out.content_type, "text/event-stream");
-    r->headers_out.content_type_len = r->headers_out.content_type.len;
+    ngx_http_chop_type(r, &path);
 
     rc = ngx_http_send_header(r);
     if (rc == NGX_ERROR || rc > NGX_OK || r->header_only) {
@@ -178,6 +178,31 @@ ngx_http_chop_read(ngx_http_request_t *r, ngx_str_t *path, ngx_str_t *text)
 
     return (n == (ssize_t) text->len) ? NGX_OK
                                       : NGX_HTTP_INTERNAL_SERVER_ERROR;
+}
+
+
+static void
+ngx_http_chop_type(ngx_http_request_t *r, ngx_str_t *path)
+{
+    ngx_str_t  *type;
+
+    type = &r->headers_out.content_type;
+
+    if (path->len > 7
+        && ngx_strncmp(path->data + path->len - 7, ".ndjson", 7) == 0)
+    {
+        ngx_str_set(type, "application/x-ndjson");
+
+    } else if (path->len > 5
+               && ngx_strncmp(path->data + path->len - 5, ".json", 5) == 0)
+    {
+        ngx_str_set(type, "application/json");
+
+    } else {
+        ngx_str_set(type, "text/event-stream");
+    }
+
+    r->headers_out.content_type_len = type->len;
 }
 
 

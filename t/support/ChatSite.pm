@@ -18,7 +18,7 @@ use Kontext::Mock ();
 use Kontext::Nginx ();
 use Kontext::Test ();
 
-our @EXPORT_OK = qw(answer_of nulls_in type_of);
+our @EXPORT_OK = qw(answer_of nulls_in type_of whole_of);
 
 # an answer waits for its ad, so that no test depends on who is first
 
@@ -173,6 +173,30 @@ sub answer_of {
 }
 
 
+# the answer in one piece of a backend; a reference is the message, a list of
+# them is several choices
+
+sub whole_of {
+    my ($message) = @_;
+    my $encode = JSON::PP->new->utf8->canonical->allow_nonref;
+    my $i = 0;
+
+    $message = { role => 'assistant', content => $message, refusal => undef }
+        if !ref $message;
+
+    my $choices = join(',', map {
+        '{"index":' . $i++ . ',"message":' . $encode->encode($_)
+        . ',"logprobs":null,"finish_reason":"stop"}'
+    } ref $message eq 'ARRAY' ? @$message : $message);
+
+    return '{"id":"chatcmpl-CkT2v9WqZr4mLx0bYdFhJpNs7AeUi",'
+           . '"object":"chat.completion","created":1795333201,'
+           . qq("model":"gpt-5.1-2025-11-13","choices":[$choices],)
+           . '"usage":{"prompt_tokens":9,"completion_tokens":2,'
+           . '"total_tokens":11},"service_tier":"default"}';
+}
+
+
 # the type that a value has in JSON
 
 sub type_of {
@@ -224,6 +248,16 @@ sub answer {
 
     return $self->respond(200, ChatSite::answer_of($text),
                           'Content-Type' => 'text/event-stream');
+}
+
+
+# the same with an answer in one piece
+
+sub whole {
+    my ($self, $text) = @_;
+
+    return $self->respond(200, ChatSite::whole_of($text),
+                          'Content-Type' => 'application/json');
 }
 
 
@@ -317,7 +351,8 @@ Header C<X-User> and C<X-Conversation> are who is who, C<u-1> and C<c-1>; an
 undefined value leaves a header out.  Also: C<client>, C<method>, C<uri>; a
 chat that is no reference is a body as it is.
 
-    $turn->answer('text')  $turn->respond(200, $body, ...)  # after ask()
+    $turn->answer('text')  $turn->whole('text')     # after ask(): a stream,
+    $turn->respond(200, $body, ...)                 # in one piece, anything
     $turn->request              # as the backend got it
     $turn->asked('preload')     # as the ad server got it
     $turn->response  $turn->body  $turn->raw

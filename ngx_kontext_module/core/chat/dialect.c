@@ -9,8 +9,13 @@
 static void kx_answer_sink(void *data, const unsigned char *p, size_t len);
 
 
-static const kx_dialect_t  *kx_dialects[] = {
+const kx_dialect_t  *kx_dialects[] = {
+    &kx_openai_responses,
+    &kx_gemini,
+    &kx_ai_sdk_ui,
+    &kx_anthropic,
     &kx_openai_chat,
+    &kx_ollama,
     NULL
 };
 
@@ -36,7 +41,7 @@ kx_dialect_by_path(const kx_str_t *path)
     const kx_dialect_t  **d;
 
     for (d = kx_dialects; *d; d++) {
-        if ((*d)->path(path)) {
+        if ((*d)->path(path) == KX_OK) {
             return *d;
         }
     }
@@ -46,24 +51,70 @@ kx_dialect_by_path(const kx_str_t *path)
 
 
 const kx_dialect_t *
-kx_dialect_default(void)
+kx_dialect_by_body(const kx_str_t *path, const unsigned char *body,
+    size_t len)
 {
-    return kx_dialects[0];
+    unsigned              some;
+    kx_members_t          members;
+    const kx_dialect_t  **d;
+
+    if (kx_members_read(&members, body, len) != KX_OK) {
+        return NULL;
+    }
+
+    some = 0;
+
+    for (d = kx_dialects; *d; d++) {
+        if ((*d)->path(path) == KX_AGAIN) {
+            some = 1;
+            break;
+        }
+    }
+
+    for (d = kx_dialects; *d; d++) {
+
+        if (some && (*d)->path(path) != KX_AGAIN) {
+            continue;
+        }
+
+        if ((*d)->body(&members)) {
+            return *d;
+        }
+    }
+
+    return NULL;
 }
 
 
-void
-kx_answer_init(kx_answer_t *a, kx_conversation_t *cv)
+int
+kx_answer_init(kx_answer_t *a, kx_conversation_t *cv, kx_framing_e framing,
+    kx_form_e form)
 {
     memset(a, 0, sizeof(kx_answer_t));
 
     a->dialect = cv->dialect;
     a->conversation = cv;
+    a->framing = framing;
+    a->form = form;
+    a->answers = 1;
 
     kx_decode_init(&a->decode);
     kx_text_init(&a->text, KX_TEXT_CANONICAL, kx_answer_sink, a);
     kx_sha256_init(&a->sha);
     kx_conversation_hash(cv, &a->sip, KX_ROLE_ASSISTANT);
+
+    if (cv->dialect->state == 0) {
+        return KX_OK;
+    }
+
+    a->state = cv->pool->alloc(cv->pool->data, cv->dialect->state);
+    if (a->state == NULL) {
+        return KX_ERROR;
+    }
+
+    memset(a->state, 0, cv->dialect->state);
+
+    return KX_OK;
 }
 
 
@@ -84,6 +135,15 @@ kx_answer_text(kx_answer_t *a, const kx_str_t *raw)
 }
 
 
+void
+kx_answer_decoded(void *data, const unsigned char *p, size_t len)
+{
+    kx_answer_t  *a = data;
+
+    kx_text_feed(&a->text, p, len);
+}
+
+
 int
 kx_answer_digest(kx_answer_t *a, const kx_str_t *conversation_id,
     unsigned char digest[KX_ID_LEN])
@@ -101,6 +161,11 @@ kx_answer_digest(kx_answer_t *a, const kx_str_t *conversation_id,
         return KX_DECLINED;
     }
 
+    if (a->message_id.len) {
+        kx_message_digest_native(digest, conversation_id, &a->message_id);
+        return KX_OK;
+    }
+
     kx_sha256_final(&a->sha, text);
     hash = kx_sip_final64(&a->sip);
 
@@ -110,4 +175,206 @@ kx_answer_digest(kx_answer_t *a, const kx_str_t *conversation_id,
                       ordinal);
 
     return KX_OK;
+}
+
+
+int
+kx_answer_places(kx_answer_t *a, const kx_frame_t *fr)
+{
+    int  rc;
+
+    a->nplaces = 0;
+
+    rc = (a->form == KX_FORM_TEXT) ? a->dialect->text(a, fr)
+                                   : a->dialect->member(a, fr);
+
+    if (rc != KX_OK) {
+        a->nplaces = 0;
+    }
+
+    return rc;
+}
+
+
+int
+kx_answer_place(kx_answer_t *a, const unsigned char *at,
+    const kx_str_t *before, const kx_str_t *after)
+{
+    kx_place_t  *place;
+
+    if (a->nplaces == KX_MAX_PLACES) {
+        return KX_DECLINED;
+    }
+
+    place = &a->places[a->nplaces++];
+
+    place->at = at;
+    place->before = *before;
+    place->after = *after;
+
+    return KX_OK;
+}
+
+
+int
+kx_answer_member(kx_answer_t *a, const kx_frame_t *fr)
+{
+    size_t  n;
+
+    static const kx_str_t  before = kx_string(",\"kontext\":");
+    static const kx_str_t  after = kx_string("");
+
+    n = fr->data.len;
+
+    while (n && fr->data.data[n - 1] != '}') {
+        n--;
+    }
+
+    if (n == 0) {
+        return KX_DECLINED;
+    }
+
+    return kx_answer_place(a, fr->data.data + n - 1, &before, &after);
+}
+
+
+int
+kx_answer_join(kx_answer_t *a, kx_str_t *dst, const kx_str_t *parts,
+    unsigned n)
+{
+    size_t              len;
+    unsigned            i;
+    unsigned char      *p;
+    kx_conversation_t  *cv;
+
+    cv = a->conversation;
+    len = 0;
+
+    for (i = 0; i < n; i++) {
+
+        if (parts[i].len > KX_MAX_COPIED) {
+            return KX_DECLINED;
+        }
+
+        len += parts[i].len;
+    }
+
+    p = cv->pool->alloc(cv->pool->data, len ? len : 1);
+    if (p == NULL) {
+        return KX_ERROR;
+    }
+
+    dst->data = p;
+    dst->len = len;
+
+    for (i = 0; i < n; i++) {
+        if (parts[i].len) {
+            memcpy(p, parts[i].data, parts[i].len);
+            p += parts[i].len;
+        }
+    }
+
+    return KX_OK;
+}
+
+
+void
+kx_answer_id(kx_answer_t *a, kx_str_t *id, const kx_str_t *raw)
+{
+    ssize_t             n;
+    unsigned char      *p, buf[KX_MAX_IDENTITY];
+    kx_conversation_t  *cv;
+
+    cv = a->conversation;
+
+    n = kx_json_copy(raw, buf, KX_MAX_IDENTITY);
+    if (n <= 0) {
+        return;
+    }
+
+    p = cv->pool->alloc(cv->pool->data, (size_t) n);
+    if (p == NULL) {
+        return;
+    }
+
+    memcpy(p, buf, (size_t) n);
+
+    id->len = (size_t) n;
+    id->data = p;
+}
+
+
+int
+kx_members_read(kx_members_t *members, const unsigned char *p, size_t len)
+{
+    int        rc;
+    kx_str_t   key, value;
+    kx_json_t  j;
+
+    members->n = 0;
+
+    kx_json_init(&j, p, len);
+
+    if (kx_json_type(&j) != KX_JSON_OBJECT || kx_json_enter(&j) != KX_OK) {
+        return KX_ERROR;
+    }
+
+    while ((rc = kx_json_member(&j, &key)) == KX_OK) {
+
+        if (kx_json_skip(&j, &value) != KX_OK) {
+            return KX_ERROR;
+        }
+
+        if (members->n < KX_MAX_MEMBERS) {
+            members->m[members->n].key = key;
+            members->m[members->n++].value = value;
+        }
+    }
+
+    return (rc == KX_DONE) ? KX_OK : KX_ERROR;
+}
+
+
+const kx_str_t *
+kx_members_get(const kx_members_t *members, const char *key)
+{
+    size_t    len;
+    unsigned  i;
+
+    len = strlen(key);
+
+    for (i = members->n; i > 0; i--) {
+        if (kx_json_equal(&members->m[i - 1].key, key, len)) {
+            return &members->m[i - 1].value;
+        }
+    }
+
+    return NULL;
+}
+
+
+const kx_str_t *
+kx_members_scalar(const kx_members_t *members, const char *key)
+{
+    return (kx_members_has(members, key, KX_JSON_STRING)
+            || kx_members_has(members, key, KX_JSON_NUMBER))
+           ? kx_members_get(members, key) : NULL;
+}
+
+
+unsigned
+kx_members_has(const kx_members_t *members, const char *key,
+    kx_json_type_e type)
+{
+    kx_json_t        j;
+    const kx_str_t  *value;
+
+    value = kx_members_get(members, key);
+    if (value == NULL) {
+        return 0;
+    }
+
+    kx_json_init(&j, value->data, value->len);
+
+    return kx_json_type(&j) == type;
 }

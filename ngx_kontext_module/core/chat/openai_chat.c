@@ -18,42 +18,58 @@ typedef struct {
 } kx_openai_choice_t;
 
 
+/* of the answers, by their index */
+
+typedef struct {
+    unsigned         nstarted;
+    unsigned         nfinished;
+    unsigned char    started[KX_MAX_CHOICES / 8];
+    unsigned char    finished[KX_MAX_CHOICES / 8];
+    kx_str_t         content;        /* of answer 0 in this frame */
+} kx_openai_chat_t;
+
+
 static int kx_openai_chat_path(const kx_str_t *path);
-static int kx_openai_chat_body(const kx_conversation_t *cv);
+static unsigned kx_openai_chat_body(const kx_members_t *members);
 static int kx_openai_chat_request(kx_conversation_t *cv, kx_json_t *j);
 static int kx_openai_chat_member(kx_conversation_t *cv, kx_json_t *j,
     const kx_str_t *key);
 static int kx_openai_chat_messages(kx_conversation_t *cv, kx_json_t *j);
 static int kx_openai_chat_message(kx_conversation_t *cv, kx_json_t *j);
-static int kx_openai_chat_metadata(kx_conversation_t *cv, kx_json_t *j);
-static int kx_openai_chat_identity(kx_conversation_t *cv, kx_json_t *j,
-    kx_identity_t *id, kx_identity_e rank);
 static int kx_openai_chat_response_format(kx_conversation_t *cv,
     kx_json_t *j);
 static int kx_openai_chat_tool_choice(kx_conversation_t *cv, kx_json_t *j);
 static int kx_openai_chat_int(kx_json_t *j, int max);
-static void kx_openai_chat_text(const kx_str_t *content, kx_sink_pt sink,
+static void kx_openai_chat_content(const kx_str_t *content, kx_sink_pt sink,
     void *data);
-static unsigned kx_openai_chat_part(kx_json_t *j, kx_str_t *text);
-static kx_frame_e kx_openai_chat_frame(kx_answer_t *a, const kx_str_t *event,
-    const kx_str_t *data);
+static kx_frame_e kx_openai_chat_frame(kx_answer_t *a, const kx_frame_t *fr);
+static kx_frame_e kx_openai_chat_whole(kx_answer_t *a, const kx_frame_t *fr);
+static kx_frame_e kx_openai_chat_read(kx_answer_t *a, const kx_str_t *data);
 static int kx_openai_chat_choices(kx_answer_t *a, kx_json_t *j,
     unsigned *finished);
 static int kx_openai_chat_choice(kx_json_t *j, kx_openai_choice_t *choice);
 static int kx_openai_chat_delta(kx_json_t *j, kx_openai_choice_t *choice);
 static void kx_openai_chat_apply(kx_answer_t *a, kx_openai_choice_t *choice,
     unsigned *finished);
-static void kx_openai_chat_answer_sink(void *data, const unsigned char *p,
-    size_t len);
+static int kx_openai_chat_text(kx_answer_t *a, const kx_frame_t *fr);
+static int kx_openai_chat_chunk(kx_answer_t *a, const kx_frame_t *fr);
 
 
 const kx_dialect_t  kx_openai_chat = {
     kx_string("openai_chat"),
+    kx_string(""),
+    KX_FRAMING_SSE|KX_FRAMING_WHOLE,
+    sizeof(kx_openai_chat_t),
     kx_openai_chat_path,
     kx_openai_chat_body,
+    NULL,
     kx_openai_chat_request,
-    kx_openai_chat_text,
-    kx_openai_chat_frame
+    kx_openai_chat_content,
+    kx_openai_chat_frame,
+    NULL,
+    kx_openai_chat_whole,
+    kx_answer_member,
+    kx_openai_chat_text
 };
 
 
@@ -66,15 +82,17 @@ kx_openai_chat_path(const kx_str_t *path)
 
     n = sizeof(suffix) - 1;
 
-    return path->len >= n
-           && memcmp(path->data + path->len - n, suffix, n) == 0;
+    return (path->len >= n
+            && memcmp(path->data + path->len - n, suffix, n) == 0)
+           ? KX_OK : KX_DECLINED;
 }
 
 
-static int
-kx_openai_chat_body(const kx_conversation_t *cv)
+static unsigned
+kx_openai_chat_body(const kx_members_t *members)
 {
-    return cv->has_messages && cv->has_model;
+    return kx_members_has(members, "messages", KX_JSON_ARRAY)
+           && kx_members_has(members, "model", KX_JSON_STRING);
 }
 
 
@@ -113,11 +131,6 @@ kx_openai_chat_member(kx_conversation_t *cv, kx_json_t *j,
         return kx_openai_chat_messages(cv, j);
     }
 
-    if (kx_json_is(key, "model")) {
-        cv->has_model = (type == KX_JSON_STRING);
-        return kx_json_skip(j, NULL);
-    }
-
     if (kx_json_is(key, "stream")) {
         cv->stream = (type == KX_JSON_TRUE);
         return kx_json_skip(j, NULL);
@@ -130,20 +143,20 @@ kx_openai_chat_member(kx_conversation_t *cv, kx_json_t *j,
     }
 
     if (kx_json_is(key, "user")) {
-        return kx_openai_chat_identity(cv, j, &cv->user, KX_IDENTITY_USER);
+        return kx_conversation_identity(cv, j, &cv->user, KX_IDENTITY_USER);
     }
 
     if (kx_json_is(key, "safety_identifier")) {
-        return kx_openai_chat_identity(cv, j, &cv->user, KX_IDENTITY_SAFETY);
+        return kx_conversation_identity(cv, j, &cv->user, KX_IDENTITY_SAFETY);
     }
 
     if (kx_json_is(key, "session_id")) {
-        return kx_openai_chat_identity(cv, j, &cv->conversation,
+        return kx_conversation_identity(cv, j, &cv->conversation,
                                        KX_IDENTITY_SESSION);
     }
 
     if (kx_json_is(key, "metadata")) {
-        return kx_openai_chat_metadata(cv, j);
+        return kx_conversation_metadata(cv, j);
     }
 
     if (kx_json_is(key, "response_format")) {
@@ -241,84 +254,14 @@ kx_openai_chat_message(kx_conversation_t *cv, kx_json_t *j)
     }
 
     if (kx_json_is(&role, "user")) {
-        return kx_conversation_message(cv, KX_ROLE_USER, &content);
+        return kx_conversation_message(cv, KX_ROLE_USER, &content, NULL);
     }
 
     if (kx_json_is(&role, "assistant")) {
-        return kx_conversation_message(cv, KX_ROLE_ASSISTANT, &content);
+        return kx_conversation_message(cv, KX_ROLE_ASSISTANT, &content, NULL);
     }
 
-    return kx_conversation_message(cv, KX_ROLE_OTHER, &content);
-}
-
-
-static int
-kx_openai_chat_metadata(kx_conversation_t *cv, kx_json_t *j)
-{
-    int             rc;
-    kx_str_t        key;
-    kx_identity_e   rank;
-    kx_identity_t  *id;
-
-    if (kx_json_type(j) != KX_JSON_OBJECT) {
-        return kx_json_skip(j, NULL);
-    }
-
-    if (kx_json_enter(j) != KX_OK) {
-        return KX_ERROR;
-    }
-
-    while ((rc = kx_json_member(j, &key)) == KX_OK) {
-
-        id = &cv->conversation;
-        rank = KX_IDENTITY_METADATA;
-
-        if (kx_json_is(&key, "user_id")) {
-            id = &cv->user;
-
-        } else if (kx_json_is(&key, "chat_id")) {
-            rank = KX_IDENTITY_METADATA;
-
-        } else if (kx_json_is(&key, "conversation_id")) {
-            rank = KX_IDENTITY_METADATA2;
-
-        } else if (kx_json_is(&key, "thread_id")) {
-            rank = KX_IDENTITY_METADATA3;
-
-        } else if (kx_json_is(&key, "session_id")) {
-            rank = KX_IDENTITY_METADATA4;
-
-        } else {
-            id = NULL;
-        }
-
-        rc = id ? kx_openai_chat_identity(cv, j, id, rank)
-                : kx_json_skip(j, NULL);
-
-        if (rc != KX_OK) {
-            return rc;
-        }
-    }
-
-    return (rc == KX_DONE) ? KX_OK : rc;
-}
-
-
-static int
-kx_openai_chat_identity(kx_conversation_t *cv, kx_json_t *j,
-    kx_identity_t *id, kx_identity_e rank)
-{
-    kx_str_t  raw;
-
-    if (kx_json_type(j) != KX_JSON_STRING) {
-        return kx_json_skip(j, NULL);
-    }
-
-    if (kx_json_string(j, &raw) != KX_OK) {
-        return KX_ERROR;
-    }
-
-    return kx_conversation_identity(cv, id, rank, &raw);
+    return kx_conversation_message(cv, KX_ROLE_OTHER, &content, NULL);
 }
 
 
@@ -428,126 +371,57 @@ kx_openai_chat_int(kx_json_t *j, int max)
 
 
 static void
-kx_openai_chat_text(const kx_str_t *content, kx_sink_pt sink, void *data)
+kx_openai_chat_content(const kx_str_t *content, kx_sink_pt sink, void *data)
 {
-    unsigned     parts;
-    kx_str_t     raw;
-    kx_json_t    j;
-    kx_decode_t  decode;
+    static const kx_str_t  types[] = {
+        kx_string("text"),
+        kx_string("")
+    };
 
-    if (content->len == 0) {
-        return;
-    }
-
-    kx_json_init(&j, content->data, content->len);
-    kx_decode_init(&decode);
-
-    switch (kx_json_type(&j)) {
-
-    case KX_JSON_STRING:
-
-        if (kx_json_string(&j, &raw) == KX_OK) {
-            kx_decode(&decode, &raw, sink, data);
-            kx_decode_finish(&decode, sink, data);
-        }
-
-        break;
-
-    case KX_JSON_ARRAY:
-
-        if (kx_json_enter(&j) != KX_OK) {
-            return;
-        }
-
-        parts = 0;
-
-        while (kx_json_element(&j) == KX_OK) {
-
-            if (!kx_openai_chat_part(&j, &raw)) {
-                continue;
-            }
-
-            if (parts++) {
-                sink(data, (unsigned char *) "\n", 1);
-            }
-
-            kx_decode(&decode, &raw, sink, data);
-            kx_decode_finish(&decode, sink, data);
-        }
-
-        break;
-
-    default:
-        break;
-    }
-}
-
-
-/* consumes a part; is it one of text? */
-
-static unsigned
-kx_openai_chat_part(kx_json_t *j, kx_str_t *text)
-{
-    int       rc;
-    unsigned  is_text, has_text;
-    kx_str_t  key, type;
-
-    if (kx_json_type(j) != KX_JSON_OBJECT) {
-        (void) kx_json_skip(j, NULL);
-        return 0;
-    }
-
-    if (kx_json_enter(j) != KX_OK) {
-        return 0;
-    }
-
-    is_text = 0;
-    has_text = 0;
-
-    while ((rc = kx_json_member(j, &key)) == KX_OK) {
-
-        if (kx_json_type(j) != KX_JSON_STRING) {
-            rc = kx_json_skip(j, NULL);
-
-        } else if (kx_json_is(&key, "type")) {
-            rc = kx_json_string(j, &type);
-            is_text = (rc == KX_OK && kx_json_is(&type, "text"));
-
-        } else if (kx_json_is(&key, "text")) {
-            rc = kx_json_string(j, text);
-            has_text = (rc == KX_OK);
-
-        } else {
-            rc = kx_json_skip(j, NULL);
-        }
-
-        if (rc != KX_OK) {
-            return 0;
-        }
-    }
-
-    return rc == KX_DONE && is_text && has_text;
+    kx_content_text(content, types, sink, data);
 }
 
 
 static kx_frame_e
-kx_openai_chat_frame(kx_answer_t *a, const kx_str_t *event,
-    const kx_str_t *data)
+kx_openai_chat_frame(kx_answer_t *a, const kx_frame_t *fr)
 {
-    int             rc;
-    unsigned        finished;
-    kx_str_t        key;
-    kx_json_t       j;
-    kx_json_type_e  type;
+    const kx_str_t  *data;
+
+    data = &fr->data;
 
     if (data->len == 6 && memcmp(data->data, "[DONE]", 6) == 0) {
         return KX_FRAME_END;
     }
 
-    if (event->len == 5 && memcmp(event->data, "error", 5) == 0) {
+    if (fr->event.len == 5 && memcmp(fr->event.data, "error", 5) == 0) {
         a->refused = KX_REASON_ERROR_FRAME;
         return KX_FRAME_PASS;
     }
+
+    return kx_openai_chat_read(a, data);
+}
+
+
+/* a message stands for the delta there, the rest is the same */
+
+static kx_frame_e
+kx_openai_chat_whole(kx_answer_t *a, const kx_frame_t *fr)
+{
+    return kx_openai_chat_read(a, &fr->data);
+}
+
+
+static kx_frame_e
+kx_openai_chat_read(kx_answer_t *a, const kx_str_t *data)
+{
+    int                rc;
+    unsigned           finished;
+    kx_str_t           key;
+    kx_json_t          j;
+    kx_json_type_e     type;
+    kx_openai_chat_t  *state;
+
+    state = a->state;
 
     kx_json_init(&j, data->data, data->len);
 
@@ -556,6 +430,7 @@ kx_openai_chat_frame(kx_answer_t *a, const kx_str_t *event,
     }
 
     finished = 0;
+    state->content.len = 0;
 
     while ((rc = kx_json_member(&j, &key)) == KX_OK) {
         type = kx_json_type(&j);
@@ -577,23 +452,17 @@ kx_openai_chat_frame(kx_answer_t *a, const kx_str_t *event,
         }
     }
 
-    if (rc != KX_DONE) {
+    if (rc != KX_DONE || kx_json_end(&j) != KX_OK) {
         return KX_FRAME_PASS;
     }
 
-    a->at = j.pos - 1;
-
-    if (kx_json_end(&j) != KX_OK) {
-        return KX_FRAME_PASS;
-    }
-
-    if (!finished || a->complete
-        || a->nfinished < a->nstarted
-        || a->nstarted < a->conversation->choices)
+    if (!finished || a->complete || state->nfinished < state->nstarted
+        || state->nstarted < a->conversation->choices)
     {
         return KX_FRAME_PASS;
     }
 
+    a->answers = state->nstarted;
     a->complete = 1;
 
     return KX_FRAME_FINISH;
@@ -652,7 +521,10 @@ kx_openai_chat_choice(kx_json_t *j, kx_openai_choice_t *choice)
             choice->index = kx_openai_chat_int(j, KX_MAX_CHOICES - 1);
             rc = j->bad ? KX_ERROR : KX_OK;
 
-        } else if (type == KX_JSON_OBJECT && kx_json_is(&key, "delta")) {
+        } else if (type == KX_JSON_OBJECT
+                   && (kx_json_is(&key, "delta")
+                       || kx_json_is(&key, "message")))
+        {
             rc = kx_openai_chat_delta(j, choice);
 
         } else if (type == KX_JSON_STRING
@@ -722,22 +594,25 @@ static void
 kx_openai_chat_apply(kx_answer_t *a, kx_openai_choice_t *choice,
     unsigned *finished)
 {
-    unsigned       i;
-    kx_str_t       raw;
-    kx_json_t      j;
-    unsigned char  bit;
+    unsigned           i;
+    kx_str_t           raw;
+    kx_json_t          j;
+    unsigned char      bit;
+    kx_openai_chat_t  *state;
 
     if (choice->index < 0) {
         a->refused = KX_REASON_FINISH_REASON;
         return;
     }
 
+    state = a->state;
+
     i = (unsigned) choice->index / 8;
     bit = (unsigned char) (1 << (choice->index % 8));
 
-    if (!(a->started[i] & bit)) {
-        a->started[i] |= bit;
-        a->nstarted++;
+    if (!(state->started[i] & bit)) {
+        state->started[i] |= bit;
+        state->nstarted++;
     }
 
     if (choice->tools) {
@@ -749,6 +624,8 @@ kx_openai_chat_apply(kx_answer_t *a, kx_openai_choice_t *choice,
     }
 
     if (choice->index == 0 && choice->content.len) {
+        state->content = choice->content;
+
         kx_json_init(&j, choice->content.data, choice->content.len);
 
         if (kx_json_type(&j) == KX_JSON_STRING) {
@@ -760,17 +637,16 @@ kx_openai_chat_apply(kx_answer_t *a, kx_openai_choice_t *choice,
             }
 
         } else {
-            kx_openai_chat_text(&choice->content, kx_openai_chat_answer_sink,
-                                a);
+            kx_openai_chat_content(&choice->content, kx_answer_decoded, a);
         }
     }
 
-    if (choice->finish.len == 0 || (a->finished[i] & bit)) {
+    if (choice->finish.len == 0 || (state->finished[i] & bit)) {
         return;
     }
 
-    a->finished[i] |= bit;
-    a->nfinished++;
+    state->finished[i] |= bit;
+    state->nfinished++;
 
     *finished = 1;
 
@@ -787,10 +663,96 @@ kx_openai_chat_apply(kx_answer_t *a, kx_openai_choice_t *choice,
 }
 
 
-static void
-kx_openai_chat_answer_sink(void *data, const unsigned char *p, size_t len)
-{
-    kx_answer_t  *a = data;
+/*
+ * At the end of the text that the finish chunk, or the message, has; or in a
+ * chunk of its own in front of it (chat-apis.md 4.5, 5a).
+ */
 
-    kx_text_feed(&a->text, p, len);
+static int
+kx_openai_chat_text(kx_answer_t *a, const kx_frame_t *fr)
+{
+    kx_str_t          *content;
+    kx_openai_chat_t  *state;
+
+    static const kx_str_t  empty = kx_string("");
+
+    state = a->state;
+    content = &state->content;
+
+    /* a joined event has its text in front of the last line, maybe */
+
+    if (content->len > 2 && content->data[0] == '"'
+        && fr->data.data == fr->tail.data)
+    {
+        return kx_answer_place(a, content->data + content->len - 1, &empty,
+                               &empty);
+    }
+
+    if (a->framing == KX_FRAMING_WHOLE) {
+        return KX_DECLINED;
+    }
+
+    return kx_openai_chat_chunk(a, fr);
+}
+
+
+static int
+kx_openai_chat_chunk(kx_answer_t *a, const kx_frame_t *fr)
+{
+    int              rc;
+    unsigned         i, n;
+    kx_str_t         parts[12], before, after;
+    kx_members_t     members;
+    const kx_str_t  *value;
+
+    static const char *const  names[] = { "id", "created", "model" };
+
+    static const kx_str_t  keys[] = {
+        kx_string("\"id\":"),
+        kx_string("\"created\":"),
+        kx_string("\"model\":")
+    };
+
+    static const kx_str_t  data = kx_string("data: {");
+    static const kx_str_t  comma = kx_string(",");
+    static const kx_str_t  choices =
+        kx_string("\"object\":\"chat.completion.chunk\",\"choices\":"
+                  "[{\"index\":0,\"delta\":{\"content\":\"");
+    static const kx_str_t  end =
+        kx_string("\"},\"finish_reason\":null}]}");
+
+    if (kx_members_read(&members, fr->data.data, fr->data.len) != KX_OK) {
+        return KX_DECLINED;
+    }
+
+    n = 0;
+    parts[n++] = data;
+
+    for (i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
+        value = kx_members_scalar(&members, names[i]);
+
+        if (value) {
+            parts[n++] = keys[i];
+            parts[n++] = *value;
+            parts[n++] = comma;
+        }
+    }
+
+    parts[n++] = choices;
+
+    rc = kx_answer_join(a, &before, parts, n);
+    if (rc != KX_OK) {
+        return rc;
+    }
+
+    parts[0] = end;
+    parts[1] = fr->eol;
+    parts[2] = fr->eol;
+
+    rc = kx_answer_join(a, &after, parts, 3);
+    if (rc != KX_OK) {
+        return rc;
+    }
+
+    return kx_answer_place(a, NULL, &before, &after);
 }

@@ -295,8 +295,8 @@ sub stop {
 }
 
 
-# What a sound run does not leave behind.  allow => [ qr/.../ ] names lines
-# that are expected.
+# What a sound run does not leave behind; of valgrind, all that it says.
+# allow => [ qr/.../ ] names lines that are expected.
 
 sub complaints {
     my ($self, %args) = @_;
@@ -310,6 +310,12 @@ sub complaints {
             /\[(?:alert|emerg|crit)\]/ || /$SANITIZER/
             || /exited on signal/ || /exited with code [1-9]/
         } split /\n/, $self->read_file($file);
+    }
+
+    foreach my $log (glob("$self->{dir}/logs/valgrind.*")) {
+        my ($file) = $log =~ m{(logs/[^/]+)\z};
+
+        push @lines, split /\n/, $self->read_file($file);
     }
 
     push @lines, "nginx exited with status $self->{status}"
@@ -478,13 +484,28 @@ sub _spawn {
     $ENV{LD_PRELOAD} = $ENV{TEST_NGINX_LD_PRELOAD}
         if $ENV{TEST_NGINX_LD_PRELOAD};
 
-    { no warnings 'exec';
-      exec { $self->{binary} } $self->{binary}, '-p', "$self->{dir}/",
-           '-c', "$self->{dir}/conf/nginx.conf", '-e', 'logs/error.log',
-           @args; }
+    my @command = ($self->_valgrind, $self->{binary}, '-p', "$self->{dir}/",
+                   '-c', "$self->{dir}/conf/nginx.conf",
+                   '-e', 'logs/error.log', @args);
 
-    print STDERR "exec $self->{binary}: $!\n";
+    { no warnings 'exec';
+      exec { $command[0] } @command; }
+
+    print STDERR "exec $command[0]: $!\n";
     POSIX::_exit(127);
+}
+
+
+# Each process of nginx has a log of its own, which stays empty when nothing is
+# wrong.  As in Test::Nginx a value that is no number stands for the options.
+
+sub _valgrind {
+    my ($self) = @_;
+    my $use = $ENV{TEST_NGINX_USE_VALGRIND} or return;
+
+    return ('valgrind', '-q', '--num-callers=40', '--error-exitcode=99',
+            "--log-file=$self->{dir}/logs/valgrind.%p",
+            $use =~ /^\d+$/ ? () : split ' ', $use);
 }
 
 
@@ -698,7 +719,8 @@ it is checked all the same, and makes the test file fail.
 =head1 ENVIRONMENT
 
 C<TEST_NGINX_BINARY>, C<TEST_NGINX_LOAD_MODULES>, C<TEST_NGINX_LOG_LEVEL>,
-C<TEST_NGINX_LD_PRELOAD> as in Test::Nginx; C<KONTEXT_TEST_KEEP=1> keeps the
+C<TEST_NGINX_LD_PRELOAD>, C<TEST_NGINX_USE_VALGRIND> as in Test::Nginx, but that
+a report of valgrind is a failure; C<KONTEXT_TEST_KEEP=1> keeps the
 directories; C<KONTEXT_TEST_TIMEOUT>, see L<Kontext::Wait>.
 
 =cut

@@ -1,0 +1,155 @@
+/*
+ * Copyright (C) the ngx_http_kontext_module authors
+ *
+ * Buffers on their way to the next filter, the backend's and our own.
+ */
+
+
+#include "ngx_http_kontext.h"
+
+
+static ngx_buf_t *ngx_http_kontext_out_buf(ngx_http_kontext_ctx_t *ctx,
+    size_t size);
+
+
+ngx_int_t
+ngx_http_kontext_out_link(ngx_http_kontext_ctx_t *ctx, ngx_chain_t ***ll,
+    ngx_buf_t *b)
+{
+    ngx_buf_t    *own;
+    ngx_chain_t  *cl;
+
+    if (ngx_buf_size(b) == 0 && !ngx_buf_special(b)) {
+
+        if (!b->last_buf && !b->sync) {
+            return NGX_OK;
+        }
+
+        /* all of its data was taken out, its marks remain */
+
+        own = ngx_calloc_buf(ctx->request->pool);
+        if (own == NULL) {
+            return NGX_ERROR;
+        }
+
+        own->last_buf = b->last_buf;
+        own->last_in_chain = b->last_in_chain;
+        own->sync = b->sync;
+
+        b = own;
+    }
+
+    cl = ngx_alloc_chain_link(ctx->request->pool);
+    if (cl == NULL) {
+        return NGX_ERROR;
+    }
+
+    /* an event must not wait for the next one, whoever filters after us */
+
+    if (ngx_buf_in_memory(b) && ctx->framer.framing != KX_FRAMING_WHOLE) {
+        b->flush = 1;
+    }
+
+    cl->buf = b;
+    cl->next = NULL;
+
+    **ll = cl;
+    *ll = &cl->next;
+
+    return NGX_OK;
+}
+
+
+ngx_int_t
+ngx_http_kontext_out_own(ngx_http_kontext_ctx_t *ctx, ngx_chain_t ***ll,
+    u_char *p, size_t len)
+{
+    ngx_buf_t  *b;
+
+    if (len == 0) {
+        return NGX_OK;
+    }
+
+    b = ngx_calloc_buf(ctx->request->pool);
+    if (b == NULL) {
+        return NGX_ERROR;
+    }
+
+    b->pos = p;
+    b->last = p + len;
+    b->memory = 1;
+
+    return ngx_http_kontext_out_link(ctx, ll, b);
+}
+
+
+ngx_int_t
+ngx_http_kontext_out_copy(ngx_http_kontext_ctx_t *ctx, ngx_chain_t ***ll,
+    const u_char *p, size_t len)
+{
+    ngx_buf_t  *b;
+
+    if (len == 0) {
+        return NGX_OK;
+    }
+
+    b = ngx_http_kontext_out_buf(ctx, len);
+    if (b == NULL) {
+        return NGX_ERROR;
+    }
+
+    b->last = ngx_cpymem(b->pos, p, len);
+
+    return ngx_http_kontext_out_link(ctx, ll, b);
+}
+
+
+/* a buffer of ours with room for size bytes, one that was sent if possible */
+
+static ngx_buf_t *
+ngx_http_kontext_out_buf(ngx_http_kontext_ctx_t *ctx, size_t size)
+{
+    ngx_buf_t    *b;
+    ngx_chain_t  *cl, **ll;
+
+    for (ll = &ctx->free; *ll; ll = &cl->next) {
+        cl = *ll;
+        b = cl->buf;
+
+        if ((size_t) (b->end - b->start) >= size) {
+            *ll = cl->next;
+            ngx_free_chain(ctx->request->pool, cl);
+
+            b->pos = b->start;
+            b->last = b->start;
+
+            return b;
+        }
+    }
+
+    b = ngx_create_temp_buf(ctx->request->pool, ngx_max(size, 1024));
+
+    if (b) {
+        b->tag = (ngx_buf_tag_t) &ngx_http_kontext_module;
+    }
+
+    return b;
+}
+
+
+void
+ngx_http_kontext_out_sent(ngx_http_kontext_ctx_t *ctx, ngx_chain_t **out)
+{
+    ngx_chain_t  *cl;
+
+    ngx_chain_update_chains(ctx->request->pool, &ctx->free, &ctx->busy, out,
+                            (ngx_buf_tag_t) &ngx_http_kontext_module);
+
+    ctx->copies = 0;
+
+    for (cl = ctx->busy; cl; cl = cl->next) {
+        if (cl->buf->tag == (ngx_buf_tag_t) &ngx_http_kontext_module) {
+            ctx->copies += cl->buf->end - cl->buf->start;
+        }
+    }
+}
