@@ -29,7 +29,7 @@ T            = t
 
 PROVE_JOBS   = 4
 
-FUZZ_SECONDS = 10
+FUZZ_SECONDS = 5
 FUZZ_CC      = clang
 
 # -Wall, -Wextra, -Wpointer-arith and -Werror come from nginx's configure for
@@ -164,13 +164,20 @@ unit: $(UNIT_RUN)
 -include $(shell find $(BUILD)/unit $(BUILD)/fuzz -name '*.d' 2>/dev/null)
 
 
-# Fuzzers: a time box for each; a crashing input stays in $(BUILD)/fuzz.
+# Fuzzers: a time box for each; a crashing input stays in $(BUILD)/fuzz.  They
+# start from the sample files beside the repository, if they are there.
 
 FUZZ_DIR   = $(BUILD_DIR)/fuzz
 FUZZ_SAN   = -fsanitize=fuzzer-no-link,address,undefined \
              -fno-sanitize-recover=undefined
 FUZZ_CORE  = $(CORE:%.c=$(FUZZ_DIR)/obj/%.o)
 FUZZ_RUN   = $(FUZZ:%=run-%)
+FUZZ_DICT  = $(ROOT)/fuzz/chat.dict
+SAMPLES    = $(or $(KONTEXT_SHARED),../shared)/samples
+
+# their inputs are no text
+
+FUZZ_BARE  = fuzz_session
 
 .PHONY: $(FUZZ_RUN)
 .SECONDARY: $(FUZZ_CORE) $(FUZZ:%=$(FUZZ_DIR)/obj/fuzz/%.o)
@@ -183,9 +190,12 @@ $(FUZZ:%=$(FUZZ_DIR)/%): $(FUZZ_DIR)/%: $(FUZZ_DIR)/obj/fuzz/%.o $(FUZZ_CORE)
 	$(FUZZ_CC) -fsanitize=fuzzer,address,undefined -o $@ $^ -lcjson
 
 $(FUZZ_RUN): run-%: $(FUZZ_DIR)/%
-	@mkdir -p $(FUZZ_DIR)/corpus/$*
+	@mkdir -p $(FUZZ_DIR)/corpus/$* $(FUZZ_DIR)/seeds/$*
+	@fuzz/seeds $* $(SAMPLES) $(FUZZ_DIR)/seeds/$*
 	@cd $(FUZZ_DIR) && ./$* -max_total_time=$(FUZZ_SECONDS) -timeout=5 \
-	    -rss_limit_mb=2048 -print_final_stats=1 corpus/$* \
+	    -rss_limit_mb=2048 -print_final_stats=1 \
+	    $(if $(filter $*,$(FUZZ_BARE)),,-dict=$(FUZZ_DICT)) \
+	    corpus/$* seeds/$* \
 	    $(wildcard $(ROOT)/fuzz/corpus/$*) > $*.log 2>&1 \
 	    || { tail -n 60 $*.log; echo "fuzz/$* .. FAILED"; exit 1; }
 	@echo "fuzz/$* .. ok, `sed -n 's/.*executed_units: *//p' \

@@ -72,7 +72,7 @@ ngx_http_kontext_answer_frame(ngx_http_kontext_ctx_t *ctx, const u_char *p,
             verdict = dialect->whole(&ctx->answer, &fr);
 
         } else {
-            verdict = dialect->frame(&ctx->answer, &fr);
+            verdict = kx_answer_frame(&ctx->answer, &fr);
         }
 
         if (verdict == KX_FRAME_FINISH && !ctx->analysed) {

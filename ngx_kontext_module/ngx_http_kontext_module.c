@@ -1091,14 +1091,20 @@ static ngx_int_t
 ngx_http_kontext_default_value(ngx_conf_t *cf, ngx_http_complex_value_t **cv,
     ngx_str_t *value)
 {
-    *cv = ngx_pcalloc(cf->pool, sizeof(ngx_http_complex_value_t));
+    ngx_http_compile_complex_value_t  ccv;
+
+    *cv = ngx_palloc(cf->pool, sizeof(ngx_http_complex_value_t));
     if (*cv == NULL) {
         return NGX_ERROR;
     }
 
-    (*cv)->value = *value;
+    ngx_memzero(&ccv, sizeof(ngx_http_compile_complex_value_t));
 
-    return NGX_OK;
+    ccv.cf = cf;
+    ccv.value = value;
+    ccv.complex_value = *cv;
+
+    return ngx_http_compile_complex_value(&ccv);
 }
 
 

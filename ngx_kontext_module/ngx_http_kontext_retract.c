@@ -9,164 +9,241 @@
 #include "ngx_http_kontext.h"
 
 
-static ngx_int_t ngx_http_kontext_retract_bufs(ngx_http_request_t *r,
-    kx_range_t *ranges, ngx_uint_t n);
-static ngx_int_t ngx_http_kontext_retract_part(ngx_http_request_t *r,
-    ngx_buf_t *b, off_t start, off_t end, ngx_chain_t ***ll);
+static ngx_int_t ngx_http_kontext_retract_ranges(ngx_http_kontext_ctx_t *ctx,
+    ngx_str_t *body, kx_range_t *ranges);
+static ngx_int_t ngx_http_kontext_retract_rest(ngx_http_request_t *r,
+    ngx_str_t *body, kx_range_t *ranges, ngx_uint_t n, ngx_chain_t **rest);
+static ngx_int_t ngx_http_kontext_retract_file(ngx_http_request_t *r,
+    ngx_chain_t **rest);
+static ngx_int_t ngx_http_kontext_retract_copy(ngx_http_request_t *r,
+    ngx_chain_t **rest, size_t size);
 static ngx_int_t ngx_http_kontext_retract_length(ngx_http_request_t *r,
-    off_t gone);
+    off_t length);
 
 
 ngx_int_t
 ngx_http_kontext_retract(ngx_http_kontext_ctx_t *ctx)
 {
-    u_char              *copy;
-    unsigned             n;
-    ngx_int_t            rc;
-    ngx_str_t            body;
-    kx_range_t           ranges[KX_MAX_TEXT_ADS];
-    ngx_http_request_t  *r;
-
-    r = ctx->request;
+    u_char      *copy;
+    ngx_int_t    rc;
+    ngx_str_t    body;
+    kx_range_t  *ranges;
 
     if (ngx_http_kontext_read_body(ctx, &body, &copy) != KX_REASON_NONE) {
         return NGX_OK;
     }
 
-    n = kx_text_ad_find(ranges, body.data, body.len,
-                        &ctx->conf->frame_origin);
+    rc = NGX_OK;
+
+    if (kx_text_ad_marked(body.data, body.len)) {
+
+        ranges = ngx_alloc(KX_MAX_TEXT_ADS * sizeof(kx_range_t),
+                           ctx->request->connection->log);
+
+        rc = ranges ? ngx_http_kontext_retract_ranges(ctx, &body, ranges)
+                    : NGX_ERROR;
+
+        if (ranges) {
+            ngx_free(ranges);
+        }
+    }
 
     if (copy) {
         ngx_free(copy);
     }
 
+    return rc;
+}
+
+
+static ngx_int_t
+ngx_http_kontext_retract_ranges(ngx_http_kontext_ctx_t *ctx, ngx_str_t *body,
+    kx_range_t *ranges)
+{
+    size_t               size;
+    unsigned             i, n;
+    ngx_int_t            rc;
+    ngx_chain_t         *cl, *rest;
+    ngx_http_request_t  *r;
+
+    r = ctx->request;
+
+    n = kx_text_ad_find(ranges, body->data, body->len,
+                        &ctx->conf->frame_origin);
     if (n == 0) {
         return NGX_OK;
     }
 
-    rc = ngx_http_kontext_retract_bufs(r, ranges, n);
+    size = body->len;
 
-    ngx_log_debug2(NGX_LOG_DEBUG_HTTP, r->connection->log, 0,
-                   "kontext takes ads out of the request, %ud ranges: %i",
-                   n, rc);
+    for (i = 0; i < n; i++) {
+        size -= ranges[i].end - ranges[i].start;
+    }
+
+    if (ngx_http_kontext_retract_rest(r, body, ranges, n, &rest) != NGX_OK) {
+        return NGX_ERROR;
+    }
+
+    /* what was read into a file goes into a file again */
+
+    rc = NGX_OK;
+
+    for (cl = r->request_body->bufs; cl; cl = cl->next) {
+        if (cl->buf->in_file) {
+            rc = NGX_DECLINED;
+        }
+    }
+
+    rc = (rc == NGX_OK) ? ngx_http_kontext_retract_copy(r, &rest, size)
+                        : ngx_http_kontext_retract_file(r, &rest);
+
+    if (rc == NGX_OK) {
+        rc = ngx_http_kontext_retract_length(r, size);
+    }
+
+    if (rc == NGX_OK) {
+        r->request_body->bufs = rest;
+    }
+
+    ngx_log_debug3(NGX_LOG_DEBUG_HTTP, r->connection->log, 0,
+                   "kontext takes ads out of the request, %ud ranges, "
+                   "%uz bytes left: %i", n, size, rc);
 
     return rc;
 }
 
 
-/* the same buffers in parts, without the ranges */
+/* buffers with what is outside of the ranges, in place */
 
 static ngx_int_t
-ngx_http_kontext_retract_bufs(ngx_http_request_t *r, kx_range_t *ranges,
-    ngx_uint_t n)
+ngx_http_kontext_retract_rest(ngx_http_request_t *r, ngx_str_t *body,
+    kx_range_t *ranges, ngx_uint_t n, ngx_chain_t **rest)
 {
-    off_t         at, pos, end, gone;
-    ngx_uint_t    i;
-    ngx_chain_t  *cl, *out, **ll;
+    size_t         at, end;
+    ngx_buf_t     *b;
+    ngx_uint_t     i;
+    ngx_chain_t   *cl;
 
-    out = NULL;
-    ll = &out;
+    *rest = NULL;
     at = 0;
-    gone = 0;
-    i = 0;
 
-    for (cl = r->request_body->bufs; cl; cl = cl->next) {
+    for (i = 0; i <= n; i++) {
+        end = (i < n) ? ranges[i].start : body->len;
 
-        pos = at;
-        end = at + ngx_buf_size(cl->buf);
+        if (end > at) {
+            b = ngx_calloc_buf(r->pool);
+            cl = ngx_alloc_chain_link(r->pool);
 
-        while (i < n && (off_t) ranges[i].start < end) {
-
-            if (ngx_http_kontext_retract_part(r, cl->buf, pos - at,
-                                              (off_t) ranges[i].start - at,
-                                              &ll)
-                != NGX_OK)
-            {
+            if (b == NULL || cl == NULL) {
                 return NGX_ERROR;
             }
 
-            pos = ngx_min((off_t) ranges[i].end, end);
+            b->memory = 1;
+            b->pos = body->data + at;
+            b->last = body->data + end;
 
-            if ((off_t) ranges[i].end > end) {
+            cl->buf = b;
+            cl->next = NULL;
 
-                /* it goes on in the next buffer */
-
-                gone += end - (off_t) ranges[i].start;
-                ranges[i].start = end;
-                break;
-            }
-
-            gone += (off_t) (ranges[i].end - ranges[i].start);
-            i++;
+            *rest = cl;
+            rest = &cl->next;
         }
 
-        if (ngx_http_kontext_retract_part(r, cl->buf, pos - at, end - at,
-                                          &ll)
-            != NGX_OK)
-        {
-            return NGX_ERROR;
+        if (i < n) {
+            at = ranges[i].end;
         }
-
-        at = end;
     }
-
-    if (out == NULL || ngx_http_kontext_retract_length(r, gone) != NGX_OK) {
-        return NGX_ERROR;
-    }
-
-    for (cl = out; cl->next; cl = cl->next) { /* void */ }
-
-    cl->buf->last_buf = 1;
-
-    r->request_body->bufs = out;
 
     return NGX_OK;
 }
 
 
+/*
+ * One buffer that starts at the start of its memory, or of its file: nginx
+ * sets it back to that when it tries the next server.
+ */
+
 static ngx_int_t
-ngx_http_kontext_retract_part(ngx_http_request_t *r, ngx_buf_t *b,
-    off_t start, off_t end, ngx_chain_t ***ll)
+ngx_http_kontext_retract_copy(ngx_http_request_t *r, ngx_chain_t **rest,
+    size_t size)
 {
-    ngx_buf_t    *part;
-    ngx_chain_t  *cl;
+    ngx_buf_t    *b;
+    ngx_chain_t  *cl, *out;
 
-    if (start >= end) {
-        return NGX_OK;
-    }
+    b = ngx_create_temp_buf(r->pool, size);
+    out = ngx_alloc_chain_link(r->pool);
 
-    part = ngx_alloc_buf(r->pool);
-    cl = ngx_alloc_chain_link(r->pool);
-
-    if (part == NULL || cl == NULL) {
+    if (b == NULL || out == NULL) {
         return NGX_ERROR;
     }
 
-    *part = *b;
-    part->last_buf = 0;
-
-    if (ngx_buf_in_memory(b)) {
-        part->pos = b->pos + start;
-        part->last = b->pos + end;
+    for (cl = *rest; cl; cl = cl->next) {
+        b->last = ngx_cpymem(b->last, cl->buf->pos,
+                             cl->buf->last - cl->buf->pos);
     }
 
-    if (b->in_file) {
-        part->file_pos = b->file_pos + start;
-        part->file_last = b->file_pos + end;
-    }
+    b->last_buf = 1;
 
-    cl->buf = part;
-    cl->next = NULL;
+    out->buf = b;
+    out->next = NULL;
 
-    **ll = cl;
-    *ll = &cl->next;
+    *rest = out;
 
     return NGX_OK;
 }
 
 
 static ngx_int_t
-ngx_http_kontext_retract_length(ngx_http_request_t *r, off_t gone)
+ngx_http_kontext_retract_file(ngx_http_request_t *r, ngx_chain_t **rest)
+{
+    ssize_t                    n;
+    ngx_buf_t                 *b;
+    ngx_chain_t               *out;
+    ngx_temp_file_t           *tf;
+    ngx_http_core_loc_conf_t  *clcf;
+
+    tf = ngx_pcalloc(r->pool, sizeof(ngx_temp_file_t));
+    b = ngx_calloc_buf(r->pool);
+    out = ngx_alloc_chain_link(r->pool);
+
+    if (tf == NULL || b == NULL || out == NULL) {
+        return NGX_ERROR;
+    }
+
+    clcf = ngx_http_get_module_loc_conf(r, ngx_http_core_module);
+
+    tf->file.fd = NGX_INVALID_FILE;
+    tf->file.log = r->connection->log;
+    tf->path = clcf->client_body_temp_path;
+    tf->pool = r->pool;
+    tf->log_level = NGX_LOG_DEBUG;
+
+    n = ngx_write_chain_to_temp_file(tf, *rest);
+
+    if (n == NGX_ERROR) {
+        return NGX_ERROR;
+    }
+
+    b->in_file = 1;
+    b->file_last = n;
+    b->file = &tf->file;
+    b->last_buf = 1;
+
+    out->buf = b;
+    out->next = NULL;
+
+    *rest = out;
+
+    /* $request_body_file, and the file that the upstream closes */
+
+    r->request_body->temp_file = tf;
+
+    return NGX_OK;
+}
+
+
+static ngx_int_t
+ngx_http_kontext_retract_length(ngx_http_request_t *r, off_t length)
 {
     u_char           *p;
     ngx_table_elt_t  *h;
@@ -179,13 +256,11 @@ ngx_http_kontext_retract_length(ngx_http_request_t *r, off_t gone)
             return NGX_ERROR;
         }
 
-        h->value.len = ngx_sprintf(p, "%O",
-                                   r->headers_in.content_length_n - gone)
-                       - p;
+        h->value.len = ngx_sprintf(p, "%O", length) - p;
         h->value.data = p;
     }
 
-    r->headers_in.content_length_n -= gone;
+    r->headers_in.content_length_n = length;
 
     return NGX_OK;
 }

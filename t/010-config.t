@@ -118,6 +118,7 @@ kontext_ad_server       /_kontext;
 kontext_frame_origin    https://server.megabrain.co;
 kontext_format          auto;
 kontext_inject          member;
+kontext_text            '[$kontext_label]($kontext_frame_url)';
 kontext_label           Sponsored;
 kontext_grace           500ms;
 kontext_preload_timeout 5s;
@@ -159,6 +160,7 @@ GET /alive
     kontext_frame_origin    http://127.0.0.1:8080;
     kontext_format          openai_chat;
     kontext_inject          none;
+    kontext_text            "Ad: ${kontext_frame_url} $http_x_text";
     kontext_label           $http_x_label;
     kontext_grace           0;
     kontext_preload_timeout 100ms;
@@ -201,7 +203,8 @@ GET /alive
         kontext_ad_server       /_kontext;
         kontext_frame_origin    https://[::1]:443;
         kontext_format          auto;
-        kontext_inject          member;
+        kontext_inject          text;
+        kontext_text            $kontext_frame_url;
         kontext_label           'Ad by "someone"';
         kontext_grace           1s;
         kontext_preload_timeout 1m;
@@ -281,6 +284,31 @@ Content-Type: application/json
 X-Who: user-of-http conversation-of-server
 --- response_body_like eval
 qr{"label":"server-label","frameUrl":"https://http\.example/api/frame/[^"]*theme=location-theme}
+
+
+=== a text of http, a label of the server, the form of the location
+--- http_config
+kontext                 on;
+kontext_publisher_token acme-dev;
+kontext_frame_origin    https://http.example;
+kontext_text            "http-text $kontext_label $kontext_frame_url end";
+kontext_grace           20s;
+--- config eval
+$::others . <<'CONF'
+    kontext_label           server-label;
+
+    location / {
+        kontext_inject text;
+        proxy_pass http://127.0.0.1:$TEST_NGINX_SERVER_PORT/backend;
+    }
+CONF
+--- request eval
+qq(POST /v1/chat/completions
+{"stream":true,"messages":[{"role":"user","content":"Which shoes?"}]})
+--- more_headers
+Content-Type: application/json
+--- response_body_like eval
+qr{http-text server-label https://http\.example/api/frame/7c9e6679-7425-40de-944b-e07fc1f90ae7\?[^" ]* end}
 
 
 === a location switches off what is on above it
@@ -627,7 +655,59 @@ unknown format "json" in "kontext_format", it must be "auto", "openai_responses"
 === kontext_inject: a form it does not know
 --- bad: kontext_inject banner;
 --- says eval
-[qr/"banner" in "kontext_inject"/, qr/it must be.*"member".*"none"/]
+[qr/"banner" in "kontext_inject"/, qr/it must be "member", "text" or "none"/]
+
+
+=== kontext_inject: twice
+--- bad: kontext_inject text; kontext_inject text;
+--- says
+"kontext_inject" directive is duplicate
+
+
+=== kontext_text: an ad without its frame
+--- bad: kontext_text "Ad: $kontext_label";
+--- says
+"kontext_text" must have $kontext_frame_url in it, such as "[$kontext_label]($kontext_frame_url)"
+
+
+=== kontext_text: the name of the variable alone
+--- bad: kontext_text kontext_frame_url;
+--- says
+"kontext_text" must have $kontext_frame_url in it
+
+
+=== kontext_text: empty
+--- bad: kontext_text "";
+--- says
+"kontext_text" must have $kontext_frame_url in it
+
+
+=== kontext_text: also where nobody uses it
+--- config
+    location / {
+        kontext_text Ad;
+        return 204;
+    }
+--- says
+"kontext_text" must have $kontext_frame_url in it
+
+
+=== kontext_text: a variable that is not there
+--- bad: kontext_text "$kontext_frame_url $no_such_variable";
+--- says
+unknown "no_such_variable" variable
+
+
+=== kontext_text: two words need quotes
+--- bad: kontext_text Ad: $kontext_frame_url;
+--- says
+invalid number of arguments in "kontext_text" directive
+
+
+=== kontext_text: twice
+--- bad: kontext_text $kontext_frame_url; kontext_text $kontext_frame_url;
+--- says
+"kontext_text" directive is duplicate
 
 
 === kontext_grace: no time

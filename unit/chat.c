@@ -90,7 +90,7 @@ chat_feed(chat_t *c, chat_result_t *res, const unsigned char *p, size_t len)
 
             verdict = (c->framer.framing == KX_FRAMING_WHOLE)
                       ? c->answer.dialect->whole(&c->answer, &fr)
-                      : c->answer.dialect->frame(&c->answer, &fr);
+                      : kx_answer_frame(&c->answer, &fr);
         }
 
         first = 0;

@@ -87,6 +87,11 @@ test_table(void **state)
             assert_true(d->header.data[i] < 'A' || d->header.data[i] > 'Z');
         }
 
+        /* kx_answer_frame() has no more room for it */
+
+        assert_true(d->state > 0 && d->state <= KX_MAX_STATE);
+        assert_non_null(d->noise);
+
         assert_true(d->framings != 0);
         assert_int_equal(d->framings & ~(unsigned) (KX_FRAMING_SSE
                                                     |KX_FRAMING_LINES
@@ -301,6 +306,14 @@ test_members(void **state)
     assert_false(kx_members_has(&m, "g", KX_JSON_ARRAY));
     assert_false(kx_members_has(&m, "z", KX_JSON_NULL));
     assert_false(kx_members_has(&m, "z", KX_JSON_BAD));
+
+    /* a line end, which joined data lines have */
+
+    read_members(&m, "{\"a\":\"x\ny\",\"b\":\"x\ry\",\"c\":\"x\\ny\"}");
+    assert_value(kx_members_get(&m, "a"), "\"x\ny\"");
+    assert_value(kx_members_scalar(&m, "a"), NULL);
+    assert_value(kx_members_scalar(&m, "b"), NULL);
+    assert_value(kx_members_scalar(&m, "c"), "\"x\\ny\"");
 
     /* the last one of a name */
 

@@ -28,7 +28,7 @@
 #define ESC       "\\u2063"
 #define AD        "\\n\\n" ESC "Ad: " URL ESC
 
-#define MAX_BODY  65536
+#define MAX_BODY  (1024 * 1024)
 
 
 static const kx_str_t  origin = kx_string(ORIGIN);
@@ -444,6 +444,59 @@ test_elements(void **state)
 }
 
 
+/* items that are ads by their ids, as of OpenAI Responses */
+
+#define I  "{\"type\":\"item_reference\",\"id\":\"msg_kontext_1\"}"
+
+
+static void
+test_items(void **state)
+{
+    size_t  i;
+
+    static const struct {
+        const char  *in;
+        const char  *out;
+    } cases[] = {
+        { "[" I "]", "[]" },
+        { "[" I "," Q "," I "," I "]", "[" Q "]" },
+        { "[" Q "," I "," P "," R "]", "[" Q "," R "]" },
+        { "{\"input\":[{\"id\":\"msg_kontext\",\"content\":[{\"text\":"
+          "\"x\"}]}]}", "{\"input\":[]}" },
+        { "[{\"id\":\"msg_kontext\",\"text\":\"x\"}]", "[]" },
+        { "[{\"text\":\"x\",\"id\":\"msg_kontext\"}]", "[]" },
+        { "[{\"id\":\"msg_kontext\",\"text\":\"" AD "\"}]", "[]" },
+        { "[{\"id\":\"msg_kontext\",\"a\":[" P "," Q "]}," Q "]",
+          "[" Q "]" },
+
+        /* nobody's */
+
+        { "[{\"id\":\"msg_kontex\"}]", "[{\"id\":\"msg_kontex\"}]" },
+        { "[{\"id\":\"a_msg_kontext\"}]", "[{\"id\":\"a_msg_kontext\"}]" },
+        { "[{\"item_id\":\"msg_kontext\"}]",
+          "[{\"item_id\":\"msg_kontext\"}]" },
+        { "[\"msg_kontext\"]", "[\"msg_kontext\"]" },
+        { "[{\"id\":[\"msg_kontext\"]}]", "[{\"id\":[\"msg_kontext\"]}]" },
+        { "{\"id\":\"msg_kontext\"}", "{\"id\":\"msg_kontext\"}" },
+        { "{\"a\":{\"id\":\"msg_kontext\"}}",
+          "{\"a\":{\"id\":\"msg_kontext\"}}" },
+        { "[" I, "[" I },
+
+        /* the same key again */
+
+        { "[{\"id\":\"msg_kontext\",\"id\":\"m\"}]",
+          "[{\"id\":\"msg_kontext\",\"id\":\"m\"}]" },
+        { "[{\"id\":\"msg_kontext\",\"id\":null}]",
+          "[{\"id\":\"msg_kontext\",\"id\":null}]" },
+        { "[{\"id\":\"m\",\"id\":\"msg_kontext\"}]", "[]" }
+    };
+
+    for (i = 0; i < NELTS(cases); i++) {
+        check(cases[i].in, cases[i].out);
+    }
+}
+
+
 static void
 test_bad_json(void **state)
 {
@@ -849,6 +902,7 @@ main(void)
         cmocka_unit_test(test_marks),
         cmocka_unit_test(test_newlines),
         cmocka_unit_test(test_elements),
+        cmocka_unit_test(test_items),
         cmocka_unit_test(test_bad_json),
         cmocka_unit_test(test_deep),
         cmocka_unit_test(test_no_origin),

@@ -21,6 +21,7 @@ typedef struct {
     unsigned              object:1;
     unsigned              drop:1;    /* its text is nothing but ads */
     unsigned              empty:1;   /* an array of its own was, too */
+    unsigned              ours:1;    /* its id is one of ours */
     unsigned              stays:1;   /* an element stays */
     unsigned              gone:1;    /* an element goes */
 } kx_text_ad_level_t;
@@ -36,7 +37,6 @@ typedef struct {
 } kx_text_ad_t;
 
 
-static unsigned kx_text_ad_marked(const unsigned char *p, size_t len);
 static unsigned kx_text_ad_item(const kx_str_t *id);
 static const unsigned char *kx_text_ad_mark(const unsigned char *p,
     const unsigned char *last, size_t *len);
@@ -157,10 +157,12 @@ kx_text_ad_find(kx_range_t *ranges, const unsigned char *p, size_t len,
                 return 0;
             }
 
-            if ((kx_text_ad_string(&t, &raw) && text)
-                || (id && kx_text_ad_item(&raw)))
-            {
+            if (kx_text_ad_string(&t, &raw) && text) {
                 t.levels[t.depth - 1].drop = 1;
+            }
+
+            if (id && kx_text_ad_item(&raw)) {
+                t.levels[t.depth - 1].ours = 1;
             }
 
             kx_text_ad_value(&t, (size_t) (j.pos - p), 0);
@@ -197,6 +199,10 @@ kx_text_ad_find(kx_range_t *ranges, const unsigned char *p, size_t len,
                     t.levels[t.depth - 1].drop = 0;
                 }
 
+                if (id) {
+                    t.levels[t.depth - 1].ours = 0;
+                }
+
             } else {
                 rc = kx_json_element(&j);
             }
@@ -218,9 +224,7 @@ kx_text_ad_find(kx_range_t *ranges, const unsigned char *p, size_t len,
 }
 
 
-/* is there any mark at all?  Nearly no request has one. */
-
-static unsigned
+unsigned
 kx_text_ad_marked(const unsigned char *p, size_t len)
 {
     return len
@@ -481,7 +485,7 @@ kx_text_ad_close(kx_text_ad_t *t)
     level = &t->levels[t->depth - 1];
 
     if (level->object) {
-        return (level->drop || level->empty) && t->depth > 1
+        return (level->drop || level->empty || level->ours) && t->depth > 1
                && !t->levels[t->depth - 2].object;
     }
 

@@ -6,7 +6,7 @@
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
 
-import OpenAI from 'openai';
+import OpenAI from 'openai-6';
 
 import { start } from './stack.mjs';
 
@@ -236,6 +236,7 @@ test('an answer in one piece', async () => {
 
     assert.equal(completion.choices[0].message.content, await expected(params));
     assert.equal(completion.choices[0].finish_reason, 'stop');
+    checkAd(completion.kontext);
 });
 
 

@@ -58,11 +58,17 @@ static int kx_ai_sdk_ui_member(kx_answer_t *a, const kx_frame_t *fr);
 static int kx_ai_sdk_ui_text(kx_answer_t *a, const kx_frame_t *fr);
 
 
+static const kx_str_t  kx_ai_sdk_ui_noise[] = {
+    kx_string("")
+};
+
+
 const kx_dialect_t  kx_ai_sdk_ui = {
     kx_string("ai_sdk_ui"),
     kx_string(""),
     KX_FRAMING_SSE,
     sizeof(kx_ai_sdk_ui_t),
+    kx_ai_sdk_ui_noise,
     kx_ai_sdk_ui_path,
     kx_ai_sdk_ui_body,
     kx_ai_sdk_ui_start,

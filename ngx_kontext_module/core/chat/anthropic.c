@@ -92,11 +92,17 @@ static int kx_anthropic_text_block(kx_answer_t *a, const kx_frame_t *fr);
 static const kx_str_t  kx_anthropic_empty = kx_string("");
 
 
+static const kx_str_t  kx_anthropic_noise[] = {
+    kx_string("")
+};
+
+
 const kx_dialect_t  kx_anthropic = {
     kx_string("anthropic"),
     kx_string("anthropic-version"),
     KX_FRAMING_SSE|KX_FRAMING_WHOLE,
     sizeof(kx_anthropic_t),
+    kx_anthropic_noise,
     kx_anthropic_path,
     kx_anthropic_body,
     NULL,

@@ -6,7 +6,11 @@
 #include "dialect.h"
 
 
+#define KX_ESCAPED  6                /* bytes of \\uXXXX, for one at least */
+
+
 static void kx_answer_sink(void *data, const unsigned char *p, size_t len);
+static unsigned char *kx_answer_ascii(unsigned char *dst, const kx_str_t *s);
 
 
 const kx_dialect_t  *kx_dialects[] = {
@@ -103,10 +107,6 @@ kx_answer_init(kx_answer_t *a, kx_conversation_t *cv, kx_framing_e framing,
     kx_sha256_init(&a->sha);
     kx_conversation_hash(cv, &a->sip, KX_ROLE_ASSISTANT);
 
-    if (cv->dialect->state == 0) {
-        return KX_OK;
-    }
-
     a->state = cv->pool->alloc(cv->pool->data, cv->dialect->state);
     if (a->state == NULL) {
         return KX_ERROR;
@@ -128,9 +128,63 @@ kx_answer_sink(void *data, const unsigned char *p, size_t len)
 }
 
 
+kx_frame_e
+kx_answer_frame(kx_answer_t *a, const kx_frame_t *fr)
+{
+    size_t          size;
+    kx_str_t        raw;
+    unsigned        deltas;
+    kx_frame_e      verdict;
+    unsigned char   state[KX_MAX_STATE];
+
+    if (a->shape.n && fr->event.len == a->event_len
+        && (fr->event.len == 0
+            || memcmp(fr->event.data, a->event, fr->event.len) == 0)
+        && kx_shape_match(&a->shape, &fr->data, &raw) == KX_OK)
+    {
+        kx_answer_text(a, &raw);
+        return KX_FRAME_PASS;
+    }
+
+    size = a->dialect->state;
+    memcpy(state, a->state, size);
+
+    deltas = a->deltas;
+
+    verdict = a->dialect->frame(a, fr);
+
+    if (memcmp(state, a->state, size) != 0) {
+
+        /* the same frame may mean something else from now on */
+
+        a->shape.n = 0;
+        return verdict;
+    }
+
+    if (verdict == KX_FRAME_PASS && a->refused == KX_REASON_NONE
+        && a->deltas == deltas + 1 && fr->event.len <= KX_MAX_EVENT
+        && a->learned < KX_MAX_SHAPES)
+    {
+        a->learned++;
+        kx_shape_learn(&a->shape, &fr->data, &a->delta, a->dialect->noise);
+
+        if (fr->event.len) {
+            memcpy(a->event, fr->event.data, fr->event.len);
+        }
+
+        a->event_len = fr->event.len;
+    }
+
+    return verdict;
+}
+
+
 void
 kx_answer_text(kx_answer_t *a, const kx_str_t *raw)
 {
+    a->delta = *raw;
+    a->deltas++;
+
     kx_decode(&a->decode, raw, kx_text_feed, &a->text);
 }
 
@@ -139,6 +193,10 @@ void
 kx_answer_decoded(void *data, const unsigned char *p, size_t len)
 {
     kx_answer_t  *a = data;
+
+    /* not what a shape can be made of */
+
+    a->deltas += 2;
 
     kx_text_feed(&a->text, p, len);
 }
@@ -242,7 +300,7 @@ int
 kx_answer_join(kx_answer_t *a, kx_str_t *dst, const kx_str_t *parts,
     unsigned n)
 {
-    size_t              len;
+    size_t              len, j;
     unsigned            i;
     unsigned char      *p;
     kx_conversation_t  *cv;
@@ -256,7 +314,9 @@ kx_answer_join(kx_answer_t *a, kx_str_t *dst, const kx_str_t *parts,
             return KX_DECLINED;
         }
 
-        len += parts[i].len;
+        for (j = 0; j < parts[i].len; j++) {
+            len += (parts[i].data[j] < 0x80) ? 1 : KX_ESCAPED;
+        }
     }
 
     p = cv->pool->alloc(cv->pool->data, len ? len : 1);
@@ -265,16 +325,47 @@ kx_answer_join(kx_answer_t *a, kx_str_t *dst, const kx_str_t *parts,
     }
 
     dst->data = p;
-    dst->len = len;
 
     for (i = 0; i < n; i++) {
-        if (parts[i].len) {
-            memcpy(p, parts[i].data, parts[i].len);
-            p += parts[i].len;
-        }
+        p = kx_answer_ascii(p, &parts[i]);
     }
 
+    dst->len = (size_t) (p - dst->data);
+
     return KX_OK;
+}
+
+
+/* JSON text as it is, but for characters that are not ASCII */
+
+static unsigned char *
+kx_answer_ascii(unsigned char *dst, const kx_str_t *s)
+{
+    kx_str_t              run;
+    const unsigned char  *p, *last;
+
+    p = s->data;
+    last = p + s->len;
+
+    while (p < last) {
+
+        if (*p < 0x80) {
+            *dst++ = *p++;
+            continue;
+        }
+
+        run.data = (unsigned char *) p;
+
+        while (p < last && *p >= 0x80) {
+            p++;
+        }
+
+        run.len = (size_t) (p - run.data);
+
+        dst = kx_json_escape(dst, dst + run.len * KX_ESCAPED, &run);
+    }
+
+    return dst;
 }
 
 
@@ -356,9 +447,21 @@ kx_members_get(const kx_members_t *members, const char *key)
 const kx_str_t *
 kx_members_scalar(const kx_members_t *members, const char *key)
 {
-    return (kx_members_has(members, key, KX_JSON_STRING)
-            || kx_members_has(members, key, KX_JSON_NUMBER))
-           ? kx_members_get(members, key) : NULL;
+    const kx_str_t  *value;
+
+    if (!kx_members_has(members, key, KX_JSON_STRING)
+        && !kx_members_has(members, key, KX_JSON_NUMBER))
+    {
+        return NULL;
+    }
+
+    value = kx_members_get(members, key);
+
+    /* the scanner lets control characters pass, as in joined data lines */
+
+    return (memchr(value->data, '\n', value->len) == NULL
+            && memchr(value->data, '\r', value->len) == NULL)
+           ? value : NULL;
 }
 
 

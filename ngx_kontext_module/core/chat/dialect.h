@@ -13,10 +13,14 @@
 
 #include "../conversation.h"
 #include "../frame.h"
+#include "../shape.h"
 
 
 #define KX_MAX_CHOICES  128          /* "n" of an OpenAI request */
 #define KX_MAX_PLACES   6            /* where the parts of one ad go */
+#define KX_MAX_STATE    1024         /* of a dialect, in an answer */
+#define KX_MAX_EVENT    48           /* length of an event's name */
+#define KX_MAX_SHAPES   16           /* learned in an answer */
 #define KX_MAX_COPIED   1024         /* of a raw value taken into a text ad */
 
 
@@ -58,6 +62,9 @@ typedef struct {
     kx_form_e            form;
     void                *state;      /* the dialect's own */
 
+    /* raw, of the newest frame, for member() and text() */
+    kx_str_t             found[2];
+
     kx_reason_e          refused;    /* why it can take no ad, or none */
     unsigned             answers;    /* of those asked for, that have begun */
     unsigned             complete:1; /* the marker was seen */
@@ -69,6 +76,15 @@ typedef struct {
     kx_text_t            text;
     kx_sha256_t          sha;
     kx_sip_t             sip;
+
+    /* the newest text, and how often there was some */
+    kx_str_t             delta;
+    unsigned             deltas;
+
+    unsigned             learned;    /* shapes so far */
+    size_t               event_len;  /* the name that goes with the shape */
+    unsigned char        event[KX_MAX_EVENT];
+    kx_shape_t           shape;
 
     /* after kx_answer_places(), in the order of the bytes */
     unsigned             nplaces;
@@ -98,8 +114,15 @@ struct kx_dialect_s {
     /* kx_framing_e of the answers it can read, a set */
     unsigned             framings;
 
-    /* size of kx_answer_t.state, which starts with zeroes */
+    /*
+     * Size of kx_answer_t.state, at most KX_MAX_STATE, which starts with
+     * zeroes, and all of which frame() goes by: as long as it stays the same,
+     * frames of one shape mean the same (shape.h).  No pointers: see found.
+     */
     size_t               state;
+
+    /* members whose values say nothing while text streams, up to "" */
+    const kx_str_t      *noise;
 
     /*
      * Does a request's path belong to this format?  KX_OK: to no other,
@@ -178,6 +201,12 @@ const kx_dialect_t *kx_dialect_by_body(const kx_str_t *path,
 int kx_answer_init(kx_answer_t *a, kx_conversation_t *cv,
     kx_framing_e framing, kx_form_e form);
 
+/*
+ * Reads a frame of a streamed answer, as frame() does; most are but compared
+ * with the one before.
+ */
+kx_frame_e kx_answer_frame(kx_answer_t *a, const kx_frame_t *fr);
+
 /* Finds the places after KX_FRAME_FINISH, as member() and text() do. */
 int kx_answer_places(kx_answer_t *a, const kx_frame_t *fr);
 
@@ -211,8 +240,9 @@ int kx_answer_place(kx_answer_t *a, const unsigned char *at,
 int kx_answer_member(kx_answer_t *a, const kx_frame_t *fr);
 
 /*
- * Joins n strings in memory of the pool.  KX_OK, KX_ERROR (no memory), or
- * KX_DECLINED when one of them is larger than KX_MAX_COPIED.
+ * Joins n strings of JSON in memory of the pool, and makes it ASCII.  KX_OK,
+ * KX_ERROR (no memory), or KX_DECLINED when one of them is larger than
+ * KX_MAX_COPIED.
  */
 int kx_answer_join(kx_answer_t *a, kx_str_t *dst, const kx_str_t *parts,
     unsigned n);
@@ -228,7 +258,7 @@ int kx_members_read(kx_members_t *members, const unsigned char *p,
 const kx_str_t *kx_members_get(const kx_members_t *members, const char *key);
 
 /*
- * The same if it is a string or a number, and so has no line end in it; NULL
+ * The same if it is a string or a number without a line end in it; NULL
  * otherwise.
  */
 const kx_str_t *kx_members_scalar(const kx_members_t *members,

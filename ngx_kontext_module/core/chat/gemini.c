@@ -42,10 +42,6 @@ typedef struct {
     unsigned         nfinished;
     unsigned char    started[KX_MAX_CHOICES / 8];
     unsigned char    finished[KX_MAX_CHOICES / 8];
-
-    /* of this frame, raw JSON */
-    kx_str_t         parts;          /* of candidate 0 */
-    kx_str_t         usage;
 } kx_gemini_t;
 
 
@@ -90,11 +86,22 @@ static int kx_gemini_chunk(kx_answer_t *a, const kx_frame_t *fr);
 static unsigned kx_gemini_empty(const kx_str_t *raw);
 
 
+static const kx_str_t  kx_gemini_noise[] = {
+    kx_string("promptTokenCount"),
+    kx_string("candidatesTokenCount"),
+    kx_string("thoughtsTokenCount"),
+    kx_string("totalTokenCount"),
+    kx_string("tokenCount"),
+    kx_string("")
+};
+
+
 const kx_dialect_t  kx_gemini = {
     kx_string("gemini"),
     kx_string("x-goog-api-key"),
     KX_FRAMING_SSE|KX_FRAMING_ARRAY|KX_FRAMING_WHOLE,
     sizeof(kx_gemini_t),
+    kx_gemini_noise,
     kx_gemini_path,
     kx_gemini_body,
     kx_gemini_start,
@@ -702,7 +709,7 @@ kx_gemini_read(kx_answer_t *a, const kx_frame_t *fr)
     }
 
     finished = 0;
-    state->usage.len = 0;
+    a->found[1].len = 0;
 
     while ((rc = kx_json_member(&j, &key)) == KX_OK) {
         rc = kx_gemini_read_member(a, &j, &key, &finished);
@@ -733,9 +740,8 @@ static int
 kx_gemini_read_member(kx_answer_t *a, kx_json_t *j, const kx_str_t *key,
     unsigned *finished)
 {
-    kx_str_t         raw;
-    kx_gemini_t     *state;
-    kx_json_type_e   type;
+    kx_str_t        raw;
+    kx_json_type_e  type;
 
     type = kx_json_type(j);
 
@@ -744,8 +750,7 @@ kx_gemini_read_member(kx_answer_t *a, kx_json_t *j, const kx_str_t *key,
     }
 
     if (type == KX_JSON_OBJECT && kx_json_is(key, "usageMetadata")) {
-        state = a->state;
-        return kx_json_skip(j, &state->usage);
+        return kx_json_skip(j, &a->found[1]);
     }
 
     if (type == KX_JSON_OBJECT && kx_json_is(key, "promptFeedback")) {
@@ -775,12 +780,10 @@ kx_gemini_read_member(kx_answer_t *a, kx_json_t *j, const kx_str_t *key,
 static int
 kx_gemini_candidates(kx_answer_t *a, kx_json_t *j, unsigned *finished)
 {
-    int                     rc;
-    kx_gemini_t            *state;
-    kx_gemini_candidate_t   candidate;
+    int                    rc;
+    kx_gemini_candidate_t  candidate;
 
-    state = a->state;
-    state->parts.len = 0;
+    a->found[0].len = 0;
 
     if (kx_json_enter(j) != KX_OK) {
         return KX_ERROR;
@@ -905,7 +908,7 @@ kx_gemini_apply(kx_answer_t *a, const kx_gemini_candidate_t *c,
     }
 
     if (c->index == 0) {
-        state->parts = c->parts;
+        a->found[0] = c->parts;
     }
 
     kx_gemini_apply_parts(a, &c->parts, c->index == 0);
@@ -995,15 +998,13 @@ kx_gemini_feedback(kx_answer_t *a, kx_json_t *j)
 static int
 kx_gemini_member(kx_answer_t *a, const kx_frame_t *fr)
 {
-    kx_str_t     *usage;
-    kx_gemini_t  *state;
+    kx_str_t  *usage;
 
     static const kx_str_t  first = kx_string("\"kontext\":");
     static const kx_str_t  next = kx_string(",\"kontext\":");
     static const kx_str_t  after = kx_string("");
 
-    state = a->state;
-    usage = &state->usage;
+    usage = &a->found[1];
 
     if (usage->len == 0) {
         return kx_answer_member(a, fr);
@@ -1023,14 +1024,12 @@ static int
 kx_gemini_text(kx_answer_t *a, const kx_frame_t *fr)
 {
     kx_str_t     *parts;
-    kx_gemini_t  *state;
 
     static const kx_str_t  first = kx_string("{\"text\":\"");
     static const kx_str_t  next = kx_string(",{\"text\":\"");
     static const kx_str_t  after = kx_string("\"}");
 
-    state = a->state;
-    parts = &state->parts;
+    parts = &a->found[0];
 
     /* a joined event has its parts in front of the last line, maybe */
 

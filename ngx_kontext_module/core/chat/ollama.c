@@ -34,7 +34,6 @@ typedef struct {
 
 typedef struct {
     kx_ollama_form_e  form;
-    kx_str_t          content;       /* raw JSON, the text of this line */
 } kx_ollama_t;
 
 
@@ -74,11 +73,18 @@ static int kx_ollama_text_line(kx_answer_t *a, const kx_frame_t *fr);
 static const kx_str_t  kx_ollama_empty = kx_string("");
 
 
+static const kx_str_t  kx_ollama_noise[] = {
+    kx_string("created_at"),
+    kx_string("")
+};
+
+
 const kx_dialect_t  kx_ollama = {
     kx_string("ollama"),
     kx_string(""),
     KX_FRAMING_LINES|KX_FRAMING_WHOLE,
     sizeof(kx_ollama_t),
+    kx_ollama_noise,
     kx_ollama_path,
     kx_ollama_body,
     kx_ollama_start,
@@ -407,20 +413,20 @@ kx_ollama_line(kx_answer_t *a, const kx_ollama_line_t *line)
     }
 
     state = a->state;
-    state->content.len = 0;
+    a->found[0].len = 0;
 
     if (line->message) {
         state->form = KX_OLLAMA_FORM_CHAT;
-        state->content = line->content;
+        a->found[0] = line->content;
 
     } else if (line->response.len) {
         state->form = KX_OLLAMA_FORM_GENERATE;
-        state->content = line->response;
+        a->found[0] = line->response;
     }
 
-    if (state->content.len) {
-        raw.data = state->content.data + 1;
-        raw.len = state->content.len - 2;
+    if (a->found[0].len) {
+        raw.data = a->found[0].data + 1;
+        raw.len = a->found[0].len - 2;
 
         kx_answer_text(a, &raw);
     }
@@ -577,7 +583,7 @@ kx_ollama_text(kx_answer_t *a, const kx_frame_t *fr)
     kx_ollama_t  *state;
 
     state = a->state;
-    content = &state->content;
+    content = &a->found[0];
 
     if (content->len > 2) {
         return kx_answer_place(a, content->data + content->len - 1,

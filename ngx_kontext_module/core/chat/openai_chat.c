@@ -25,7 +25,6 @@ typedef struct {
     unsigned         nfinished;
     unsigned char    started[KX_MAX_CHOICES / 8];
     unsigned char    finished[KX_MAX_CHOICES / 8];
-    kx_str_t         content;        /* of answer 0 in this frame */
 } kx_openai_chat_t;
 
 
@@ -55,11 +54,22 @@ static int kx_openai_chat_text(kx_answer_t *a, const kx_frame_t *fr);
 static int kx_openai_chat_chunk(kx_answer_t *a, const kx_frame_t *fr);
 
 
+static const kx_str_t  kx_openai_chat_noise[] = {
+    kx_string("obfuscation"),
+    kx_string("created"),
+    kx_string("prompt_tokens"),
+    kx_string("completion_tokens"),
+    kx_string("total_tokens"),
+    kx_string("")
+};
+
+
 const kx_dialect_t  kx_openai_chat = {
     kx_string("openai_chat"),
     kx_string(""),
     KX_FRAMING_SSE|KX_FRAMING_WHOLE,
     sizeof(kx_openai_chat_t),
+    kx_openai_chat_noise,
     kx_openai_chat_path,
     kx_openai_chat_body,
     NULL,
@@ -430,7 +440,7 @@ kx_openai_chat_read(kx_answer_t *a, const kx_str_t *data)
     }
 
     finished = 0;
-    state->content.len = 0;
+    a->found[0].len = 0;
 
     while ((rc = kx_json_member(&j, &key)) == KX_OK) {
         type = kx_json_type(&j);
@@ -624,7 +634,7 @@ kx_openai_chat_apply(kx_answer_t *a, kx_openai_choice_t *choice,
     }
 
     if (choice->index == 0 && choice->content.len) {
-        state->content = choice->content;
+        a->found[0] = choice->content;
 
         kx_json_init(&j, choice->content.data, choice->content.len);
 
@@ -671,13 +681,11 @@ kx_openai_chat_apply(kx_answer_t *a, kx_openai_choice_t *choice,
 static int
 kx_openai_chat_text(kx_answer_t *a, const kx_frame_t *fr)
 {
-    kx_str_t          *content;
-    kx_openai_chat_t  *state;
+    kx_str_t  *content;
 
     static const kx_str_t  empty = kx_string("");
 
-    state = a->state;
-    content = &state->content;
+    content = &a->found[0];
 
     /* a joined event has its text in front of the last line, maybe */
 

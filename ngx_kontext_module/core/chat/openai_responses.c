@@ -94,11 +94,19 @@ static unsigned kx_responses_is(const kx_members_t *members, const char *key,
 static int kx_responses_int(const kx_members_t *members, const char *key);
 
 
+static const kx_str_t  kx_responses_noise[] = {
+    kx_string("obfuscation"),
+    kx_string("sequence_number"),
+    kx_string("")
+};
+
+
 const kx_dialect_t  kx_openai_responses = {
     kx_string("openai_responses"),
     kx_string(""),
     KX_FRAMING_SSE|KX_FRAMING_WHOLE,
     sizeof(kx_responses_t),
+    kx_responses_noise,
     kx_responses_path,
     kx_responses_body,
     NULL,
