@@ -467,7 +467,8 @@ my %FORMS = (
                                    . '"role":"assistant"},"index":0}],'
                                    . '"id":"x"}',
     'choices last'              => '{"id":"x","choices":[{"index":0,'
-                                   . "\"message\":{\"content\":\"Hi\"},$stop}]}",
+                                   . '"message":{"content":"Hi"},'
+                                   . "$stop}]}",
     'finish_reason length'      => $ANSWER =~ s/"stop"/"length"/r,
     'an error of null'          => substr($ANSWER, 0, -1) . ',"error":null}',
     'reasoning beside the text' => whole_of({ role => 'assistant',
@@ -860,6 +861,24 @@ foreach my $framing ('length', 'chunked') {
     injected_ok(respond($two, 'length', $ANSWER), 'gone on: the newer one');
 }
 
+# ... and while its ad is there already, and the answer is not
+
+foreach my $framing (sort keys %FRAMINGS) {
+    my @same = (headers => { 'X-Conversation' => "gone on, $framing" });
+
+    $ads->on('/preload', 200, Kontext::Mock->bid);
+
+    my $answer = sub { respond($_[0], $framing, $ANSWER, @VALIDATORS) };
+    my $one = ask_ad('', @same);
+    my $two = $site->ask(question('Which shoes?', 'Light ones.', 'Which?'),
+                         @same, asks => ['preload']);
+
+    untouched_ok($answer->($one), qr/ superseded\z/,
+                 "gone on before it, $framing", $answer);
+    injected_ok($answer->($two), "gone on before it, $framing, the newer one");
+    $ads->hold('/preload');
+}
+
 
 # the client leaves: while it is held, or before the backend is through
 
@@ -981,7 +1000,7 @@ my $gzipped = do {
     $out;
 };
 
-sub finish { return $ANSWER =~ s/"finish_reason":"stop"/"finish_reason":$_[0]/r }
+sub finish { return $ANSWER =~ s/"finish_reason":\K"stop"/$_[0]/r }
 sub message { return whole_of({ role => 'assistant', @_ }) }
 
 my %NO_AD = (

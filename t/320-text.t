@@ -99,6 +99,13 @@ CONF
             proxy_pass http://@llm@/;
         }
 
+        location /length/ {
+            kontext on;
+            client_body_buffer_size 1k;
+            proxy_set_header X-Length "$content_length";
+            proxy_pass http://@llm@/;
+        }
+
         location /small/ {
             kontext on;
             kontext_max_body 1k;
@@ -553,7 +560,8 @@ foreach my $order ([ 0, 1 ], [ 1, 0 ]) {
 
     # not UTF-8: whatever it is, JSON it is
 
-    $turn = stream(ask_ad('/look', undef, headers => { 'X-Text' => "\xff\xc3(" }),
+    $turn = stream(ask_ad('/look', undef, headers => {
+                              'X-Text' => "\xff\xc3(" }),
                    sse(@HEAD, $finish, '[DONE]'));
     logged_ok($turn, 'no UTF-8');
     like(texts_of($turn->body)->{0}, qr/$MARK.*\($MARK\z/s,
@@ -751,6 +759,24 @@ foreach my $order ([ 0, 1 ], [ 1, 0 ]) {
         is($turn->response->header('Content-Length'), length $body,
            "$name, in one piece: the length");
     }
+
+    # content that is a list has no end of a string to put it at
+
+    my $parts = whole_of({ role => 'assistant', content => [
+        { type => 'text', text => 'Hm.' } ] });
+    my $turn = ask_ad('', question());
+
+    $turn->respond(200, $parts, 'Content-Type' => $JSON);
+    untouched_ok($turn, qr/ no_place\z/, 'content of parts, in one piece');
+    is($turn->response->header('Content-Length'), length $parts,
+       'content of parts, in one piece: the length');
+
+    $turn = stream(ask_ad(''),
+                   sse(@HEAD, $finish =~ s/\{\}/{"content":[{"type":"text",
+                                                "text":"The end."}]}/r
+                                      =~ s/\s+"text":/"text":/r, '[DONE]'));
+    unlike($turn->body, qr/\\u2063.*The end\./s,
+           'content of parts in a finish chunk: no ad in front of it');
 
     # what only a program reads is not even asked for
 
@@ -1431,6 +1457,21 @@ foreach my $n (2, 100, 200) {
         retracted_ok($turn, history([ says('Hi.') ]), "keep-alive, $where");
         $turn->answer('So.');
         logged_ok($turn, "keep-alive, $where");
+    }
+
+    # what else of nginx asks for the length, FastCGI parameters for one
+
+    foreach my $size (0, 5000) {
+        my ($body, $clean) = map {
+            history([ says("Hi.$_") ], last => ',{"role":"user","content":"Why?'
+                                               . ('x' x $size) . '"}')
+        } $ad, '';
+        my $turn = ask('/length', $body);
+
+        retracted_ok($turn, $clean, "\$content_length, $size");
+        is($turn->request->header('X-Length'), length $clean,
+           "\$content_length, $size: that of what is passed on");
+        $turn->answer('So.');
     }
 
     # no header but the length differs from what the client has sent

@@ -602,6 +602,31 @@ test_no_half_ads(void **state)
 }
 
 
+/* frames of a shape mean something else once there was the finish */
+
+static void
+test_shape_ends(void **state)
+{
+    chat_result_t  res;
+
+    chat_start(&chat, &kx_ollama, "/api/chat", "{}", KX_FRAMING_LINES,
+               KX_FORM_MEMBER);
+
+    chat_feed_text(&chat, &res,
+                   "{\"message\":{\"content\":\"a\"},\"done\":false}\n"
+                   "{\"message\":{\"content\":\"b\"},\"done\":false}\n"
+                   "{\"message\":{\"content\":\"c\"},\"done\":false}\n"
+                   "{\"message\":{\"content\":\"\"},\"done\":true}\n"
+                   "{\"message\":{\"content\":\"d\"},\"done\":false}\n");
+
+    assert_int_equal(res.finish, 4);
+    assert_int_equal(res.finishes, 1);
+    chat_result_free(&res);
+
+    chat_assert_text(&chat, "abc");
+}
+
+
 /* an answer starts empty, and needs memory for its state only */
 
 static void
@@ -676,6 +701,7 @@ main(void)
         cmocka_unit_test_teardown(test_member, teardown),
         cmocka_unit_test_teardown(test_id, teardown),
         cmocka_unit_test_teardown(test_no_half_ads, teardown),
+        cmocka_unit_test_teardown(test_shape_ends, teardown),
         cmocka_unit_test(test_answers)
     };
 

@@ -338,6 +338,51 @@ test_parse(void **state)
 }
 
 
+/* what stands in front of a frame: a BOM, and half of a line end */
+
+static void
+test_starts(void **state)
+{
+    size_t         i;
+    kx_frame_t     fr;
+    kx_framer_t    f;
+    unsigned char  scratch[64];
+
+    static const struct {
+        kx_framing_e  framing;
+        unsigned      first;
+        const char   *frame;
+        size_t        start;
+    } cases[] = {
+        { KX_FRAMING_SSE, 1, "data: {}\n\n", 0 },
+        { KX_FRAMING_SSE, 1, "\xef\xbb\xbf" "data: {}\n\n", 3 },
+        { KX_FRAMING_SSE, 0, "\ndata: {}\n\n", 1 },
+        { KX_FRAMING_SSE, 0, "\n: x\n\n", 1 },
+        { KX_FRAMING_SSE, 0, " \ndata: {}\n\n", 0 },
+        { KX_FRAMING_LINES, 1, "{}\n", 0 },
+        { KX_FRAMING_LINES, 1, "\xef\xbb\xbf{}\n", 3 },
+        { KX_FRAMING_LINES, 0, " {}\n", 0 },
+        { KX_FRAMING_LINES, 0, "\n", 0 },
+        { KX_FRAMING_ARRAY, 1, "\xef\xbb\xbf[{}", 3 },
+        { KX_FRAMING_ARRAY, 0, "\n,{}", 0 },
+        { KX_FRAMING_WHOLE, 1, "\xef\xbb\xbf{}", 3 },
+        { KX_FRAMING_WHOLE, 1, "\xef\xbb{}", 0 },
+        { KX_FRAMING_WHOLE, 1, "\xef\xbb", 0 }
+    };
+
+    for (i = 0; i < NELTS(cases); i++) {
+        kx_framer_init(&f, cases[i].framing);
+
+        (void) kx_frame_parse(&fr, &f,
+                              (const unsigned char *) cases[i].frame,
+                              strlen(cases[i].frame), cases[i].first,
+                              scratch);
+
+        assert_int_equal(fr.start, cases[i].start);
+    }
+}
+
+
 /* where an event ends says nothing about how its lines do */
 
 static void
@@ -405,6 +450,7 @@ main(void)
         cmocka_unit_test(test_arrays),
         cmocka_unit_test(test_whole_and_events),
         cmocka_unit_test(test_parse),
+        cmocka_unit_test(test_starts),
         cmocka_unit_test(test_line_ends_at_every_split)
     };
 

@@ -403,6 +403,122 @@ test_uuid(void **state)
 }
 
 
+/* SHA-256 in plain C, and as the processor can do it */
+
+static int
+plain(void **state)
+{
+    (void) state;
+
+    kx_sha256_plain(1);
+
+    return 0;
+}
+
+
+static int
+fast(void **state)
+{
+    (void) state;
+
+    kx_sha256_plain(0);
+
+    return 0;
+}
+
+
+static void
+test_sha256_twins(void **state)
+{
+    char           one[2 * KX_SHA256_LEN + 1], two[2 * KX_SHA256_LEN + 1];
+    size_t         i, len;
+    unsigned char  p[1000];
+
+    for (i = 0; i < sizeof(p); i++) {
+        p[i] = (unsigned char) (i * i * 31 + i / 3);
+    }
+
+    for (len = 0; len <= sizeof(p); len++) {
+        kx_sha256_plain(1);
+        sha256_hex(one, p, len);
+
+        kx_sha256_plain(0);
+        sha256_hex(two, p, len);
+
+        assert_string_equal(one, two);
+    }
+}
+
+
+static void
+test_mix_splits(void **state)
+{
+    size_t         i, len, at;
+    uint64_t       whole;
+    kx_mix_t       h;
+    unsigned char  p[100];
+
+    for (i = 0; i < sizeof(p); i++) {
+        p[i] = (unsigned char) (i * 7 + 1);
+    }
+
+    for (len = 0; len <= sizeof(p); len++) {
+        kx_mix_init(&h, (unsigned char *) "0123456789abcdef");
+        kx_mix_update(&h, p, len);
+        whole = kx_mix_final(&h);
+
+        for (at = 0; at <= len; at++) {
+            kx_mix_init(&h, (unsigned char *) "0123456789abcdef");
+            kx_mix_update(&h, p, at);
+            kx_mix_update(&h, p + at, len - at);
+
+            assert_true(kx_mix_final(&h) == whole);
+        }
+    }
+}
+
+
+/* another key, length or bit gives another value */
+
+static void
+test_mix_differs(void **state)
+{
+    size_t         i, j, n;
+    uint64_t       seen[600];
+    kx_mix_t       h;
+    unsigned char  p[40];
+
+    memset(p, 0, sizeof(p));
+    n = 0;
+
+    for (i = 0; i <= sizeof(p); i++) {
+        kx_mix_init(&h, (unsigned char *) "0123456789abcdef");
+        kx_mix_update(&h, p, i);
+        seen[n++] = kx_mix_final(&h);
+
+        kx_mix_init(&h, (unsigned char *) "fedcba9876543210");
+        kx_mix_update(&h, p, i);
+        seen[n++] = kx_mix_final(&h);
+    }
+
+    for (i = 0; i < sizeof(p) * 8; i++) {
+        p[i / 8] ^= (unsigned char) (1 << (i % 8));
+
+        kx_mix_init(&h, (unsigned char *) "0123456789abcdef");
+        kx_mix_update(&h, p, sizeof(p));
+        seen[n++] = kx_mix_final(&h);
+
+        p[i / 8] ^= (unsigned char) (1 << (i % 8));
+    }
+
+    for (i = 0; i < n; i++) {
+        for (j = 0; j < i; j++) {
+            assert_true(seen[i] != seen[j]);
+        }
+    }
+}
+
+
 int
 main(void)
 {
@@ -410,6 +526,12 @@ main(void)
         cmocka_unit_test(test_sha256_vectors),
         cmocka_unit_test(test_sha256_million),
         cmocka_unit_test(test_sha256_splits),
+        cmocka_unit_test_setup_teardown(test_sha256_vectors, plain, fast),
+        cmocka_unit_test_setup_teardown(test_sha256_million, plain, fast),
+        cmocka_unit_test_setup_teardown(test_sha256_splits, plain, fast),
+        cmocka_unit_test(test_sha256_twins),
+        cmocka_unit_test(test_mix_splits),
+        cmocka_unit_test(test_mix_differs),
         cmocka_unit_test(test_sip64_vectors),
         cmocka_unit_test(test_sip128_vectors),
         cmocka_unit_test(test_sip_splits),

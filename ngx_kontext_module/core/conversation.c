@@ -26,7 +26,7 @@ typedef struct {
 /* a message's hash, and how its canonical text begins */
 
 typedef struct {
-    kx_sip_t         sip;
+    kx_mix_t         mix;
     size_t           len;
     unsigned char    text[KX_AUXILIARY_LEN];
 } kx_opening_t;
@@ -115,7 +115,7 @@ kx_conversation_message(kx_conversation_t *cv, kx_role_e role,
 
     opening.len = 0;
 
-    kx_conversation_hash(cv, &opening.sip, role);
+    kx_conversation_hash(cv, &opening.mix, role);
     kx_text_init(&text, KX_TEXT_CANONICAL, kx_conversation_canonical,
                  &opening);
 
@@ -127,7 +127,7 @@ kx_conversation_message(kx_conversation_t *cv, kx_role_e role,
     }
 
     if (kx_conversation_keep(cv, role, content, id,
-                             kx_sip_final64(&opening.sip))
+                             kx_mix_final(&opening.mix))
         != KX_OK)
     {
         return KX_AGAIN;
@@ -310,15 +310,15 @@ kx_conversation_metadata(kx_conversation_t *cv, kx_json_t *j)
 
 
 void
-kx_conversation_hash(const kx_conversation_t *cv, kx_sip_t *sip,
+kx_conversation_hash(const kx_conversation_t *cv, kx_mix_t *mix,
     kx_role_e role)
 {
     unsigned char  c;
 
     c = (unsigned char) role;
 
-    kx_sip_init(sip, cv->key, 0);
-    kx_sip_update(sip, &c, 1);
+    kx_mix_init(mix, cv->key);
+    kx_mix_update(mix, &c, 1);
 }
 
 
@@ -328,7 +328,7 @@ kx_conversation_canonical(void *data, const unsigned char *p, size_t len)
     size_t         n;
     kx_opening_t  *opening = data;
 
-    kx_sip_update(&opening->sip, p, len);
+    kx_mix_update(&opening->mix, p, len);
 
     n = sizeof(opening->text) - opening->len;
 

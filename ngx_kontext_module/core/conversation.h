@@ -175,7 +175,7 @@ uint64_t kx_conversation_count(const kx_conversation_t *cv, uint64_t hash,
     uint32_t n);
 
 /* Starts the keyed hash of a message's text. */
-void kx_conversation_hash(const kx_conversation_t *cv, kx_sip_t *sip,
+void kx_conversation_hash(const kx_conversation_t *cv, kx_mix_t *mix,
     kx_role_e role);
 
 

@@ -134,7 +134,11 @@ kx_frame_parse(kx_frame_t *fr, const kx_framer_t *f, const unsigned char *p,
             fr->start++;
         }
 
-        if (kx_sse_parse(&ev, p, len, first, scratch) != KX_OK) {
+        if (((f->sse.single && !first)
+             ? kx_sse_parse_single(&ev, p, len)
+             : kx_sse_parse(&ev, p, len, first, scratch))
+            != KX_OK)
+        {
             return KX_DECLINED;
         }
 

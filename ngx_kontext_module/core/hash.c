@@ -5,6 +5,15 @@
 
 #include "hash.h"
 
+#if (defined(__x86_64__) && defined(__GNUC__))
+
+#include <cpuid.h>
+#include <immintrin.h>
+
+#define KX_SHA256_NI  1
+
+#endif
+
 
 #define kx_rotl64(x, n)  (((x) << (n)) | ((x) >> (64 - (n))))
 #define kx_rotr32(x, n)  (((x) >> (n)) | ((x) << (32 - (n))))
@@ -34,9 +43,33 @@ static void kx_sip_last(kx_sip_t *h);
 static uint64_t kx_sip_digest(kx_sip_t *h);
 static uint64_t kx_get64(const unsigned char *p);
 static void kx_put64(unsigned char *p, uint64_t n);
+static const unsigned char *kx_mix_words(kx_mix_t *h, const unsigned char *p,
+    size_t n);
+static uint64_t kx_mix_fold(uint64_t x, uint64_t y);
 static const unsigned char *kx_sha256_blocks(kx_sha256_t *h,
     const unsigned char *p, size_t n);
+static const unsigned char *kx_sha256_c(kx_sha256_t *h,
+    const unsigned char *p, size_t n);
+
+#if (KX_SHA256_NI)
+
+static unsigned kx_sha256_has_ni(void);
+static const unsigned char *kx_sha256_ni(kx_sha256_t *h,
+    const unsigned char *p, size_t n)
+    __attribute__((target("sha,ssse3,sse4.1")));
+
+#endif
+
 static int kx_hex(unsigned char c);
+
+
+#if (KX_SHA256_NI)
+
+/* what the processor has: 0 is not known yet, 1 the instructions, 2 none */
+
+static unsigned        kx_sha256_cpu;
+
+#endif
 
 
 static const uint32_t  kx_sha256_k[64] = {
@@ -234,6 +267,116 @@ kx_put64(unsigned char *p, uint64_t n)
 
 
 void
+kx_mix_init(kx_mix_t *h, const unsigned char *key)
+{
+    h->k0 = kx_get64(key);
+    h->k1 = kx_get64(key + 8);
+    h->value = h->k0;
+    h->total = 0;
+}
+
+
+void
+kx_mix_update(kx_mix_t *h, const void *p, size_t len)
+{
+    size_t                n, used;
+    const unsigned char  *src;
+
+    if (len == 0) {
+        return;
+    }
+
+    src = p;
+    used = h->total & 15;
+    h->total += len;
+
+    if (used) {
+        n = 16 - used;
+
+        if (len < n) {
+            memcpy(h->tail + used, src, len);
+            return;
+        }
+
+        memcpy(h->tail + used, src, n);
+        (void) kx_mix_words(h, h->tail, 1);
+
+        src += n;
+        len -= n;
+    }
+
+    src = kx_mix_words(h, src, len / 16);
+
+    memcpy(h->tail, src, len & 15);
+}
+
+
+uint64_t
+kx_mix_final(kx_mix_t *h)
+{
+    size_t  used;
+
+    used = h->total & 15;
+
+    memset(h->tail + used, 0, 16 - used);
+
+    (void) kx_mix_words(h, h->tail, 1);
+
+    return kx_mix_fold(h->value ^ h->total, h->k0);
+}
+
+
+static const unsigned char *
+kx_mix_words(kx_mix_t *h, const unsigned char *p, size_t n)
+{
+    uint64_t  value;
+
+    value = h->value;
+
+    while (n--) {
+        value = kx_mix_fold(kx_get64(p) ^ h->k1, kx_get64(p + 8) ^ value);
+        p += 16;
+    }
+
+    h->value = value;
+
+    return p;
+}
+
+
+/* both halves of the product, one over the other */
+
+static uint64_t
+kx_mix_fold(uint64_t x, uint64_t y)
+{
+#ifdef __SIZEOF_INT128__
+
+    __extension__ unsigned __int128  product;
+
+    product = x;
+    product *= y;
+
+    return (uint64_t) product ^ (uint64_t) (product >> 64);
+
+#else
+
+    uint64_t  a, b, c, d, m, low;
+
+    a = (x >> 32) * (y >> 32);
+    b = (x >> 32) * (y & 0xffffffff);
+    c = (x & 0xffffffff) * (y >> 32);
+    d = (x & 0xffffffff) * (y & 0xffffffff);
+
+    m = (d >> 32) + (b & 0xffffffff) + (c & 0xffffffff);
+    low = m << 32 | (d & 0xffffffff);
+
+    return low ^ (a + (b >> 32) + (c >> 32) + (m >> 32));
+
+#endif
+}
+
+
+void
 kx_sha256_init(kx_sha256_t *h)
 {
     h->state[0] = 0x6a09e667;
@@ -328,8 +471,113 @@ kx_sha256_final(kx_sha256_t *h, unsigned char result[KX_SHA256_LEN])
 }
 
 
+void
+kx_sha256_plain(unsigned plain)
+{
+#if (KX_SHA256_NI)
+    kx_sha256_cpu = plain ? 2 : 0;
+#endif
+}
+
+
 static const unsigned char *
 kx_sha256_blocks(kx_sha256_t *h, const unsigned char *p, size_t n)
+{
+#if (KX_SHA256_NI)
+
+    if (kx_sha256_cpu == 0) {
+        kx_sha256_cpu = kx_sha256_has_ni() ? 1 : 2;
+    }
+
+    if (kx_sha256_cpu == 1) {
+        return kx_sha256_ni(h, p, n);
+    }
+
+#endif
+
+    return kx_sha256_c(h, p, n);
+}
+
+
+#if (KX_SHA256_NI)
+
+static unsigned
+kx_sha256_has_ni(void)
+{
+    unsigned  a, b, c, d;
+
+    if (!__get_cpuid(1, &a, &b, &c, &d)
+        || !(c & bit_SSSE3) || !(c & bit_SSE4_1))
+    {
+        return 0;
+    }
+
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & bit_SHA);
+}
+
+
+/* four rounds at a time; w holds the last 16 words of the schedule */
+
+static const unsigned char *
+kx_sha256_ni(kx_sha256_t *h, const unsigned char *p, size_t n)
+{
+    __m128i   w[4], s0, s1, t, abef, cdgh, swap;
+    unsigned  i;
+
+    swap = _mm_set_epi64x(0x0c0d0e0f08090a0bLL, 0x0405060700010203LL);
+
+    t = _mm_shuffle_epi32(_mm_loadu_si128((const __m128i *) &h->state[0]),
+                          0xb1);
+    s1 = _mm_shuffle_epi32(_mm_loadu_si128((const __m128i *) &h->state[4]),
+                           0x1b);
+    s0 = _mm_alignr_epi8(t, s1, 8);
+    s1 = _mm_blend_epi16(s1, t, 0xf0);
+
+    while (n--) {
+        abef = s0;
+        cdgh = s1;
+
+        for (i = 0; i < 16; i++) {
+
+            if (i < 4) {
+                w[i] = _mm_shuffle_epi8(
+                           _mm_loadu_si128((const __m128i *) (p + 16 * i)),
+                           swap);
+
+            } else {
+                t = _mm_sha256msg1_epu32(w[i & 3], w[(i + 1) & 3]);
+                t = _mm_add_epi32(t, _mm_alignr_epi8(w[(i + 3) & 3],
+                                                     w[(i + 2) & 3], 4));
+                w[i & 3] = _mm_sha256msg2_epu32(t, w[(i + 3) & 3]);
+            }
+
+            t = _mm_add_epi32(w[i & 3],
+                    _mm_loadu_si128((const __m128i *) &kx_sha256_k[4 * i]));
+
+            s1 = _mm_sha256rnds2_epu32(s1, s0, t);
+            s0 = _mm_sha256rnds2_epu32(s0, s1, _mm_shuffle_epi32(t, 0x0e));
+        }
+
+        s0 = _mm_add_epi32(s0, abef);
+        s1 = _mm_add_epi32(s1, cdgh);
+
+        p += 64;
+    }
+
+    t = _mm_shuffle_epi32(s0, 0x1b);
+    s1 = _mm_shuffle_epi32(s1, 0xb1);
+
+    _mm_storeu_si128((__m128i *) &h->state[0], _mm_blend_epi16(t, s1, 0xf0));
+    _mm_storeu_si128((__m128i *) &h->state[4], _mm_alignr_epi8(s1, t, 8));
+
+    return p;
+}
+
+#endif
+
+
+static const unsigned char *
+kx_sha256_c(kx_sha256_t *h, const unsigned char *p, size_t n)
 {
     uint32_t  a, b, c, d, e, f, g, x, t, u, w[64];
     unsigned  i;

@@ -5,6 +5,10 @@
 
 #include "json_scan.h"
 
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
+
 
 #define KX_JSON_EACH    ((uint64_t) 0x0101010101010101ULL)
 #define KX_JSON_HIGH    ((uint64_t) 0x8080808080808080ULL)
@@ -713,6 +717,24 @@ kx_decode_run(const unsigned char *p, const unsigned char *last)
 static const unsigned char *
 kx_decode_plain(const unsigned char *p, const unsigned char *last)
 {
+#ifdef __SSE2__
+
+    __m128i  v, slash;
+
+    slash = _mm_set1_epi8('\\');
+
+    while (last - p >= 16) {
+        v = _mm_loadu_si128((const __m128i *) p);
+
+        if (_mm_movemask_epi8(_mm_or_si128(_mm_cmpeq_epi8(v, slash), v))) {
+            break;
+        }
+
+        p += 16;
+    }
+
+#else
+
     uint64_t  w, slash;
 
     while (last - p >= 8) {
@@ -726,6 +748,8 @@ kx_decode_plain(const unsigned char *p, const unsigned char *last)
 
         p += 8;
     }
+
+#endif
 
     while (p < last && *p != '\\' && *p < 0x80) {
         p++;

@@ -5,12 +5,21 @@
 
 #include "sse.h"
 
+#ifdef __SSE2__
+
+#include <emmintrin.h>
+
+#else
 
 /* how far ahead an LF is looked for before a CR, see kx_sse_line() */
 
 #define KX_SSE_WINDOW  512
 
+#endif
 
+
+static const unsigned char *kx_sse_end(kx_sse_t *sse,
+    const unsigned char *p);
 static const unsigned char *kx_sse_line(const unsigned char *p,
     const unsigned char *last);
 static unsigned kx_sse_field(const unsigned char *p,
@@ -33,10 +42,11 @@ kx_sse_frame(kx_sse_t *sse, const unsigned char *p, const unsigned char *last)
             }
 
             if (!sse->line) {
-                return p;
+                return kx_sse_end(sse, p);
             }
 
             sse->line = 0;
+            sse->lines++;
             continue;
         }
 
@@ -46,6 +56,7 @@ kx_sse_frame(kx_sse_t *sse, const unsigned char *p, const unsigned char *last)
 
             if (sse->line) {
                 sse->line = 0;
+                sse->lines++;
                 continue;
             }
 
@@ -54,7 +65,7 @@ kx_sse_frame(kx_sse_t *sse, const unsigned char *p, const unsigned char *last)
                 sse->cr = 0;
             }
 
-            return p;
+            return kx_sse_end(sse, p);
         }
 
         sse->cr = 0;
@@ -63,7 +74,19 @@ kx_sse_frame(kx_sse_t *sse, const unsigned char *p, const unsigned char *last)
         p = kx_sse_line(p, last);
     }
 
+    sse->single = 0;
+
     return NULL;
+}
+
+
+static const unsigned char *
+kx_sse_end(kx_sse_t *sse, const unsigned char *p)
+{
+    sse->single = (sse->lines == 1);
+    sse->lines = 0;
+
+    return p;
 }
 
 
@@ -105,6 +128,90 @@ kx_sse_parse(kx_sse_event_t *ev, const unsigned char *p, size_t len,
 }
 
 
+int
+kx_sse_parse_single(kx_sse_event_t *ev, const unsigned char *p, size_t len)
+{
+    kx_str_t              value;
+    const unsigned char  *last;
+
+    memset(ev, 0, sizeof(kx_sse_event_t));
+
+    last = p + len;
+
+    while (p < last && *p == '\n') {
+        p++;
+    }
+
+    while (p < last && (last[-1] == '\n' || last[-1] == '\r')) {
+        last--;
+    }
+
+    if (!kx_sse_field(p, last, "data", 4, &value)) {
+        return KX_DECLINED;
+    }
+
+    ev->data = value;
+    ev->tail = value;
+    ev->ndata = 1;
+
+    return KX_OK;
+}
+
+
+#ifdef __SSE2__
+
+/* the place of the first CR or LF, or last */
+
+static const unsigned char *
+kx_sse_line(const unsigned char *p, const unsigned char *last)
+{
+    int      found;
+    __m128i  v, w, x, y, lf, cr;
+
+    lf = _mm_set1_epi8('\n');
+    cr = _mm_set1_epi8('\r');
+
+    while (last - p >= 64) {
+        v = _mm_loadu_si128((const __m128i *) p);
+        w = _mm_loadu_si128((const __m128i *) (p + 16));
+        x = _mm_loadu_si128((const __m128i *) (p + 32));
+        y = _mm_loadu_si128((const __m128i *) (p + 48));
+
+        v = _mm_or_si128(_mm_cmpeq_epi8(v, lf), _mm_cmpeq_epi8(v, cr));
+        w = _mm_or_si128(_mm_cmpeq_epi8(w, lf), _mm_cmpeq_epi8(w, cr));
+        x = _mm_or_si128(_mm_cmpeq_epi8(x, lf), _mm_cmpeq_epi8(x, cr));
+        y = _mm_or_si128(_mm_cmpeq_epi8(y, lf), _mm_cmpeq_epi8(y, cr));
+
+        if (_mm_movemask_epi8(_mm_or_si128(_mm_or_si128(v, w),
+                                           _mm_or_si128(x, y))))
+        {
+            break;
+        }
+
+        p += 64;
+    }
+
+    while (last - p >= 16) {
+        v = _mm_loadu_si128((const __m128i *) p);
+
+        found = _mm_movemask_epi8(_mm_or_si128(_mm_cmpeq_epi8(v, lf),
+                                               _mm_cmpeq_epi8(v, cr)));
+        if (found) {
+            return p + __builtin_ctz((unsigned) found);
+        }
+
+        p += 16;
+    }
+
+    while (p < last && *p != '\n' && *p != '\r') {
+        p++;
+    }
+
+    return p;
+}
+
+#else
+
 /*
  * The place of the first CR or LF, or last.  Two searches of the library are
  * faster than a loop over the bytes, but the first must not run to the end of
@@ -145,6 +252,8 @@ kx_sse_line(const unsigned char *p, const unsigned char *last)
 
     return last;
 }
+
+#endif
 
 
 static unsigned

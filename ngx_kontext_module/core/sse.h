@@ -21,6 +21,8 @@
 typedef struct {
     unsigned              line:1;    /* the current line has characters */
     unsigned              cr:1;      /* the last character was a CR */
+    unsigned              lines;     /* of this frame, that are not blank */
+    unsigned              single;    /* the frame that has ended had one */
 } kx_sse_t;
 
 
@@ -52,6 +54,10 @@ const unsigned char *kx_sse_frame(kx_sse_t *sse, const unsigned char *p,
  */
 int kx_sse_parse(kx_sse_event_t *ev, const unsigned char *p, size_t len,
     unsigned first, unsigned char *scratch);
+
+/* The same for a frame without a BOM that has one line only. */
+int kx_sse_parse_single(kx_sse_event_t *ev, const unsigned char *p,
+    size_t len);
 
 
 #endif /* _KX_SSE_H_INCLUDED_ */

@@ -5,10 +5,23 @@
 
 #include "text.h"
 
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
 
+
+#ifdef __SSE2__
+
+#define KX_TEXT_STEP  16
+
+#else
+
+#define KX_TEXT_STEP  8
 #define KX_TEXT_EACH  ((uint64_t) 0x0101010101010101ULL)
 #define KX_TEXT_HIGH  ((uint64_t) 0x8080808080808080ULL)
 #define KX_TEXT_LOW   ((uint64_t) 0x7f7f7f7f7f7f7f7fULL)
+
+#endif
 
 #define kx_text_space(c)                                                      \
     ((c) == ' ' || ((c) >= '\t' && (c) <= '\r'))
@@ -277,8 +290,8 @@ kx_text_canonical(kx_text_t *t, const unsigned char *p,
 static const unsigned char *
 kx_text_run(const unsigned char *p, const unsigned char *last)
 {
-    while (last - p >= 8 && kx_text_folded(p)) {
-        p += 8 - (p[7] == ' ');
+    while (last - p >= KX_TEXT_STEP && kx_text_folded(p)) {
+        p += KX_TEXT_STEP - (p[KX_TEXT_STEP - 1] == ' ');
     }
 
     while (p < last) {
@@ -299,7 +312,26 @@ kx_text_run(const unsigned char *p, const unsigned char *last)
 }
 
 
-/* are there no control characters and no two spaces in these 8 bytes? */
+/* are there no control characters and no two spaces in KX_TEXT_STEP bytes? */
+
+#ifdef __SSE2__
+
+static unsigned
+kx_text_folded(const unsigned char *p)
+{
+    int      low, spaces;
+    __m128i  v, space;
+
+    v = _mm_loadu_si128((const __m128i *) p);
+    space = _mm_set1_epi8(' ');
+
+    low = _mm_movemask_epi8(_mm_cmpeq_epi8(_mm_min_epu8(v, space), v));
+    spaces = _mm_movemask_epi8(_mm_cmpeq_epi8(v, space));
+
+    return low == spaces && (spaces & (spaces << 1)) == 0;
+}
+
+#else
 
 static unsigned
 kx_text_folded(const unsigned char *p)
@@ -316,6 +348,8 @@ kx_text_folded(const unsigned char *p)
     return (((w - ' ' * KX_TEXT_EACH) & ~w & KX_TEXT_HIGH)
             | (spaces & (spaces << 8))) == 0;
 }
+
+#endif
 
 
 static void

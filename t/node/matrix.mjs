@@ -46,9 +46,12 @@ export const columns = [
 // why there is no ad
 
 const REASONS = {
-    tools: ['tool_calls'],
     json: ['json_mode', 'forced_tools'],
-    error: ['error_frame'],
+
+    // on a busy machine all of it may have come before an ad was asked for
+
+    tools: ['tool_calls', 'late'],
+    error: ['error_frame', 'late'],
 };
 
 let runs = 0;

@@ -344,8 +344,7 @@ kx_ai_sdk_ui_frame(kx_answer_t *a, const kx_frame_t *fr)
 
         /* between the parts of all steps, as content() joins them */
 
-        kx_decode_finish(&a->decode, kx_answer_decoded, a);
-        kx_answer_decoded(a, (const unsigned char *) "\n", 1);
+        kx_answer_break(a);
 
     } else if (kx_json_is(&ev.type, "start")) {
 

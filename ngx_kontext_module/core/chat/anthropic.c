@@ -743,8 +743,6 @@ kx_anthropic_start(kx_answer_t *a, const kx_anthropic_event_t *ev)
     kx_members_t     members;
     kx_anthropic_t  *state;
 
-    static const unsigned char  lf = '\n';
-
     state = a->state;
 
     kx_anthropic_index(state, &ev->index);
@@ -770,8 +768,7 @@ kx_anthropic_start(kx_answer_t *a, const kx_anthropic_event_t *ev)
 
         /* as content() joins the blocks when they come back */
 
-        kx_decode_finish(&a->decode, kx_answer_decoded, a);
-        kx_answer_decoded(a, &lf, 1);
+        kx_answer_break(a);
     }
 
     state->parts = 1;

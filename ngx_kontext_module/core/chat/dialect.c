@@ -10,6 +10,7 @@
 
 
 static void kx_answer_sink(void *data, const unsigned char *p, size_t len);
+static void kx_answer_flush(kx_answer_t *a);
 static unsigned char *kx_answer_ascii(unsigned char *dst, const kx_str_t *s);
 
 
@@ -105,7 +106,7 @@ kx_answer_init(kx_answer_t *a, kx_conversation_t *cv, kx_framing_e framing,
     kx_decode_init(&a->decode);
     kx_text_init(&a->text, KX_TEXT_CANONICAL, kx_answer_sink, a);
     kx_sha256_init(&a->sha);
-    kx_conversation_hash(cv, &a->sip, KX_ROLE_ASSISTANT);
+    kx_conversation_hash(cv, &a->mix, KX_ROLE_ASSISTANT);
 
     a->state = cv->pool->alloc(cv->pool->data, cv->dialect->state);
     if (a->state == NULL) {
@@ -124,7 +125,7 @@ kx_answer_sink(void *data, const unsigned char *p, size_t len)
     kx_answer_t  *a = data;
 
     kx_sha256_update(&a->sha, p, len);
-    kx_sip_update(&a->sip, p, len);
+    kx_mix_update(&a->mix, p, len);
 }
 
 
@@ -153,7 +154,7 @@ kx_answer_frame(kx_answer_t *a, const kx_frame_t *fr)
 
     verdict = a->dialect->frame(a, fr);
 
-    if (memcmp(state, a->state, size) != 0) {
+    if (verdict != KX_FRAME_PASS || memcmp(state, a->state, size) != 0) {
 
         /* the same frame may mean something else from now on */
 
@@ -161,7 +162,7 @@ kx_answer_frame(kx_answer_t *a, const kx_frame_t *fr)
         return verdict;
     }
 
-    if (verdict == KX_FRAME_PASS && a->refused == KX_REASON_NONE
+    if (a->refused == KX_REASON_NONE
         && a->deltas == deltas + 1 && fr->event.len <= KX_MAX_EVENT
         && a->learned < KX_MAX_SHAPES)
     {
@@ -185,7 +186,42 @@ kx_answer_text(kx_answer_t *a, const kx_str_t *raw)
     a->delta = *raw;
     a->deltas++;
 
-    kx_decode(&a->decode, raw, kx_text_feed, &a->text);
+    if (raw->len > KX_MAX_RAW - a->nraw) {
+        kx_answer_flush(a);
+    }
+
+    if (raw->len > KX_MAX_RAW) {
+        kx_decode(&a->decode, raw, kx_text_feed, &a->text);
+        return;
+    }
+
+    if (raw->len) {
+        memcpy(a->raw + a->nraw, raw->data, raw->len);
+        a->nraw += raw->len;
+    }
+}
+
+
+static void
+kx_answer_flush(kx_answer_t *a)
+{
+    kx_str_t  raw;
+
+    raw.data = a->raw;
+    raw.len = a->nraw;
+
+    a->nraw = 0;
+
+    kx_decode(&a->decode, &raw, kx_text_feed, &a->text);
+}
+
+
+void
+kx_answer_break(kx_answer_t *a)
+{
+    kx_answer_flush(a);
+    kx_decode_finish(&a->decode, kx_text_feed, &a->text);
+    kx_answer_decoded(a, (const unsigned char *) "\n", 1);
 }
 
 
@@ -197,6 +233,8 @@ kx_answer_decoded(void *data, const unsigned char *p, size_t len)
     /* not what a shape can be made of */
 
     a->deltas += 2;
+
+    kx_answer_flush(a);
 
     kx_text_feed(&a->text, p, len);
 }
@@ -212,6 +250,7 @@ kx_answer_digest(kx_answer_t *a, const kx_str_t *conversation_id,
 
     cv = a->conversation;
 
+    kx_answer_flush(a);
     kx_decode_finish(&a->decode, kx_text_feed, &a->text);
     kx_text_finish(&a->text);
 
@@ -225,7 +264,7 @@ kx_answer_digest(kx_answer_t *a, const kx_str_t *conversation_id,
     }
 
     kx_sha256_final(&a->sha, text);
-    hash = kx_sip_final64(&a->sip);
+    hash = kx_mix_final(&a->mix);
 
     ordinal = kx_conversation_count(cv, hash, cv->nhashes) + 1;
 

@@ -18,6 +18,7 @@
 
 #define KX_MAX_CHOICES  128          /* "n" of an OpenAI request */
 #define KX_MAX_PLACES   6            /* where the parts of one ad go */
+#define KX_MAX_RAW      256          /* bytes of text that wait */
 #define KX_MAX_STATE    1024         /* of a dialect, in an answer */
 #define KX_MAX_EVENT    48           /* length of an event's name */
 #define KX_MAX_SHAPES   16           /* learned in an answer */
@@ -72,10 +73,14 @@ typedef struct {
     kx_str_t             message_id; /* of the format itself, or empty */
     kx_str_t             response_id;
 
+    /* raw text that waits for more, to be worth the while */
+    size_t               nraw;
+    unsigned char        raw[KX_MAX_RAW];
+
     kx_decode_t          decode;
     kx_text_t            text;
     kx_sha256_t          sha;
-    kx_sip_t             sip;
+    kx_mix_t             mix;
 
     /* the newest text, and how often there was some */
     kx_str_t             delta;
@@ -222,6 +227,9 @@ int kx_answer_digest(kx_answer_t *a, const kx_str_t *conversation_id,
 
 /* Gives a raw string of the answer's visible text. */
 void kx_answer_text(kx_answer_t *a, const kx_str_t *raw);
+
+/* Ends a part of the text: the next one begins on a new line. */
+void kx_answer_break(kx_answer_t *a);
 
 /* Gives visible text that is decoded already; a kx_sink_pt. */
 void kx_answer_decoded(void *a, const unsigned char *p, size_t len);

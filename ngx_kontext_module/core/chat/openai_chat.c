@@ -56,7 +56,6 @@ static int kx_openai_chat_chunk(kx_answer_t *a, const kx_frame_t *fr);
 
 static const kx_str_t  kx_openai_chat_noise[] = {
     kx_string("obfuscation"),
-    kx_string("created"),
     kx_string("prompt_tokens"),
     kx_string("completion_tokens"),
     kx_string("total_tokens"),
@@ -687,13 +686,16 @@ kx_openai_chat_text(kx_answer_t *a, const kx_frame_t *fr)
 
     content = &a->found[0];
 
-    /* a joined event has its text in front of the last line, maybe */
+    /*
+     * A joined event may have its text in front of the last line; and in a
+     * list of parts there is no one string to go on with.
+     */
 
-    if (content->len > 2 && content->data[0] == '"'
-        && fr->data.data == fr->tail.data)
-    {
-        return kx_answer_place(a, content->data + content->len - 1, &empty,
-                               &empty);
+    if (content->len > 2) {
+        return (content->data[0] == '"' && fr->data.data == fr->tail.data)
+               ? kx_answer_place(a, content->data + content->len - 1, &empty,
+                                 &empty)
+               : KX_DECLINED;
     }
 
     if (a->framing == KX_FRAMING_WHOLE) {
