@@ -236,13 +236,17 @@ test-versions:
 
 
 # The same t/ with an nginx of our own under AddressSanitizer, where each
-# pool allocation is a malloc() of its own; UBSan watches the module.
+# pool allocation is a malloc() of its own; UBSan watches the module.  Answers
+# are cut at every so many bytes, not at each one.
+
+SPLIT_STEP = 11
 
 ASAN_NGINX = $(or $(KONTEXT_CACHE),$(BUILD_DIR))/asan-nginx
 
 test-asan:
 	util/asan-nginx $(ASAN_NGINX)
-	+util/sanitized $(BUILD_DIR)/asan-reports \
+	+KONTEXT_SPLIT_STEP=$(SPLIT_STEP) \
+	    util/sanitized $(BUILD_DIR)/asan-reports \
 	    $(MAKE) --no-print-directory nginx-tests BUILD=$(BUILD)/asan \
 	    NGINX_SRC=$(ASAN_NGINX)/source NGINX_BIN=$(ASAN_NGINX)/nginx \
 	    NGINX_CONF_FLAGS="$$(cat $(ASAN_NGINX)/conf_flags)" \
