@@ -32,6 +32,8 @@ typedef struct {
 } kx_opening_t;
 
 
+static int kx_conversation_element(kx_conversation_t *cv, kx_json_t *j,
+    kx_role_e (*role)(const kx_str_t *raw));
 static int kx_conversation_keep(kx_conversation_t *cv, kx_role_e role,
     const kx_str_t *content, const kx_str_t *id, uint64_t hash);
 static void kx_conversation_canonical(void *data, const unsigned char *p,
@@ -96,6 +98,90 @@ kx_conversation_scan(kx_conversation_t *cv, const unsigned char *body,
     }
 
     return KX_REASON_NONE;
+}
+
+
+int
+kx_conversation_list(kx_conversation_t *cv, kx_json_t *j,
+    kx_role_e (*role)(const kx_str_t *raw))
+{
+    int  rc;
+
+    kx_conversation_restart(cv);
+
+    cv->has_messages = (kx_json_type(j) == KX_JSON_ARRAY);
+
+    if (!cv->has_messages) {
+        return kx_json_skip(j, NULL);
+    }
+
+    if (kx_json_enter(j) != KX_OK) {
+        return KX_ERROR;
+    }
+
+    while ((rc = kx_json_element(j)) == KX_OK) {
+        rc = kx_conversation_element(cv, j, role);
+
+        if (rc != KX_OK) {
+            return rc;
+        }
+    }
+
+    return (rc == KX_DONE) ? KX_OK : rc;
+}
+
+
+static int
+kx_conversation_element(kx_conversation_t *cv, kx_json_t *j,
+    kx_role_e (*role)(const kx_str_t *raw))
+{
+    int       rc;
+    kx_str_t  key, name, content;
+
+    if (kx_json_type(j) != KX_JSON_OBJECT || kx_json_enter(j) != KX_OK) {
+        return KX_ERROR;
+    }
+
+    name.len = 0;
+    name.data = NULL;
+    content.len = 0;
+    content.data = NULL;
+
+    while ((rc = kx_json_member(j, &key)) == KX_OK) {
+
+        if (kx_json_is(&key, "content")) {
+            rc = kx_json_skip(j, &content);
+
+        } else if (kx_json_is(&key, "role")
+                   && kx_json_type(j) == KX_JSON_STRING)
+        {
+            rc = kx_json_string(j, &name);
+
+        } else {
+            rc = kx_json_skip(j, NULL);
+        }
+
+        if (rc != KX_OK) {
+            return rc;
+        }
+    }
+
+    if (rc != KX_DONE) {
+        return rc;
+    }
+
+    return kx_conversation_message(cv, role(&name), &content, NULL);
+}
+
+
+kx_role_e
+kx_conversation_role(const kx_str_t *raw)
+{
+    if (kx_json_is(raw, "user")) {
+        return KX_ROLE_USER;
+    }
+
+    return kx_json_is(raw, "assistant") ? KX_ROLE_ASSISTANT : KX_ROLE_OTHER;
 }
 
 

@@ -144,6 +144,17 @@ void kx_message_id(unsigned char *dst, const unsigned char digest[KX_ID_LEN]);
 int kx_conversation_message(kx_conversation_t *cv, kx_role_e role,
     const kx_str_t *content, const kx_str_t *id);
 
+/*
+ * Consumes the list of messages that most formats have: objects with "role"
+ * and "content".  role tells the one of a raw name, which is empty where there
+ * is none.  What is no list is no messages.  KX_OK, KX_ERROR, KX_AGAIN.
+ */
+int kx_conversation_list(kx_conversation_t *cv, kx_json_t *j,
+    kx_role_e (*role)(const kx_str_t *raw));
+
+/* The role of "user" and of "assistant"; any other one is not sent. */
+kx_role_e kx_conversation_role(const kx_str_t *raw);
+
 /* Forgets all messages: the member was there before and the last one wins. */
 void kx_conversation_restart(kx_conversation_t *cv);
 

@@ -85,15 +85,7 @@ const kx_dialect_t  kx_ai_sdk_ui = {
 static int
 kx_ai_sdk_ui_path(const kx_str_t *path)
 {
-    static const char  suffix[] = "/api/chat";
-
-    size_t  n;
-
-    n = sizeof(suffix) - 1;
-
-    return (path->len >= n
-            && memcmp(path->data + path->len - n, suffix, n) == 0)
-           ? KX_AGAIN : KX_DECLINED;
+    return kx_path_ends(path, "/api/chat") ? KX_AGAIN : KX_DECLINED;
 }
 
 

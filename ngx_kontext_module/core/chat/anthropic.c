@@ -49,14 +49,10 @@ typedef struct {
 
 
 static int kx_anthropic_path(const kx_str_t *path);
-static unsigned kx_anthropic_ends(const kx_str_t *path, const char *suffix,
-    size_t n);
 static unsigned kx_anthropic_body(const kx_members_t *members);
 static int kx_anthropic_request(kx_conversation_t *cv, kx_json_t *j);
 static int kx_anthropic_request_member(kx_conversation_t *cv, kx_json_t *j,
     const kx_str_t *key);
-static int kx_anthropic_messages(kx_conversation_t *cv, kx_json_t *j);
-static int kx_anthropic_message(kx_conversation_t *cv, kx_json_t *j);
 static int kx_anthropic_tool_choice(kx_conversation_t *cv, kx_json_t *j);
 static int kx_anthropic_output(kx_conversation_t *cv, kx_json_t *j);
 static int kx_anthropic_metadata(kx_conversation_t *cv, kx_json_t *j);
@@ -119,23 +115,11 @@ const kx_dialect_t  kx_anthropic = {
 static int
 kx_anthropic_path(const kx_str_t *path)
 {
-    static const char  own[] = "/v1/messages";
-    static const char  maybe[] = "/messages";
-
-    if (kx_anthropic_ends(path, own, sizeof(own) - 1)) {
+    if (kx_path_ends(path, "/v1/messages")) {
         return KX_OK;
     }
 
-    return kx_anthropic_ends(path, maybe, sizeof(maybe) - 1) ? KX_AGAIN
-                                                             : KX_DECLINED;
-}
-
-
-static unsigned
-kx_anthropic_ends(const kx_str_t *path, const char *suffix, size_t n)
-{
-    return path->len >= n
-           && memcmp(path->data + path->len - n, suffix, n) == 0;
+    return kx_path_ends(path, "/messages") ? KX_AGAIN : KX_DECLINED;
 }
 
 
@@ -206,7 +190,7 @@ kx_anthropic_request_member(kx_conversation_t *cv, kx_json_t *j,
     type = kx_json_type(j);
 
     if (kx_json_is(key, "messages")) {
-        return kx_anthropic_messages(cv, j);
+        return kx_conversation_list(cv, j, kx_conversation_role);
     }
 
     if (kx_json_is(key, "stream")) {
@@ -231,87 +215,6 @@ kx_anthropic_request_member(kx_conversation_t *cv, kx_json_t *j,
     }
 
     return kx_json_skip(j, NULL);
-}
-
-
-static int
-kx_anthropic_messages(kx_conversation_t *cv, kx_json_t *j)
-{
-    int  rc;
-
-    kx_conversation_restart(cv);
-
-    cv->has_messages = (kx_json_type(j) == KX_JSON_ARRAY);
-
-    if (!cv->has_messages) {
-        return kx_json_skip(j, NULL);
-    }
-
-    if (kx_json_enter(j) != KX_OK) {
-        return KX_ERROR;
-    }
-
-    while ((rc = kx_json_element(j)) == KX_OK) {
-        rc = kx_anthropic_message(cv, j);
-
-        if (rc != KX_OK) {
-            return rc;
-        }
-    }
-
-    return (rc == KX_DONE) ? KX_OK : rc;
-}
-
-
-/* tool results come as a user's message, which then has no text */
-
-static int
-kx_anthropic_message(kx_conversation_t *cv, kx_json_t *j)
-{
-    int       rc;
-    kx_str_t  key, role, content;
-
-    if (kx_json_type(j) != KX_JSON_OBJECT || kx_json_enter(j) != KX_OK) {
-        return KX_ERROR;
-    }
-
-    role.len = 0;
-    role.data = NULL;
-    content.len = 0;
-    content.data = NULL;
-
-    while ((rc = kx_json_member(j, &key)) == KX_OK) {
-
-        if (kx_json_is(&key, "content")) {
-            rc = kx_json_skip(j, &content);
-
-        } else if (kx_json_is(&key, "role")
-                   && kx_json_type(j) == KX_JSON_STRING)
-        {
-            rc = kx_json_string(j, &role);
-
-        } else {
-            rc = kx_json_skip(j, NULL);
-        }
-
-        if (rc != KX_OK) {
-            return rc;
-        }
-    }
-
-    if (rc != KX_DONE) {
-        return rc;
-    }
-
-    if (kx_json_is(&role, "user")) {
-        return kx_conversation_message(cv, KX_ROLE_USER, &content, NULL);
-    }
-
-    if (kx_json_is(&role, "assistant")) {
-        return kx_conversation_message(cv, KX_ROLE_ASSISTANT, &content, NULL);
-    }
-
-    return kx_conversation_message(cv, KX_ROLE_OTHER, &content, NULL);
 }
 
 

@@ -91,6 +91,18 @@ kx_dialect_by_body(const kx_str_t *path, const unsigned char *body,
 }
 
 
+unsigned
+kx_path_ends(const kx_str_t *path, const char *suffix)
+{
+    size_t  n;
+
+    n = strlen(suffix);
+
+    return path->len >= n
+           && memcmp(path->data + path->len - n, suffix, n) == 0;
+}
+
+
 int
 kx_answer_init(kx_answer_t *a, kx_conversation_t *cv, kx_framing_e framing,
     kx_form_e form)

@@ -225,6 +225,9 @@ int kx_answer_digest(kx_answer_t *a, const kx_str_t *conversation_id,
 
 /* for the dialects */
 
+/* Does a path end with these bytes? */
+unsigned kx_path_ends(const kx_str_t *path, const char *suffix);
+
 /* Gives a raw string of the answer's visible text. */
 void kx_answer_text(kx_answer_t *a, const kx_str_t *raw);
 

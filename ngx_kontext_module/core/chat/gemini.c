@@ -8,6 +8,10 @@
 #include "dialect.h"
 
 
+#define KX_GEMINI_STREAM  ":streamGenerateContent"
+#define KX_GEMINI_WHOLE   ":generateContent"
+
+
 /* cv->variant: another method of the API, which the path says */
 
 #define KX_GEMINI_NO_CHAT  1
@@ -46,7 +50,6 @@ typedef struct {
 
 
 static int kx_gemini_path(const kx_str_t *path);
-static unsigned kx_gemini_suffix(const kx_str_t *path, const kx_str_t *suffix);
 static unsigned kx_gemini_body(const kx_members_t *members);
 static void kx_gemini_start(kx_conversation_t *cv, const kx_str_t *path);
 static int kx_gemini_request(kx_conversation_t *cv, kx_json_t *j);
@@ -115,26 +118,12 @@ const kx_dialect_t  kx_gemini = {
 };
 
 
-static const kx_str_t  kx_gemini_stream = kx_string(":streamGenerateContent");
-static const kx_str_t  kx_gemini_whole = kx_string(":generateContent");
-
-
 static int
 kx_gemini_path(const kx_str_t *path)
 {
-    return (kx_gemini_suffix(path, &kx_gemini_stream)
-            || kx_gemini_suffix(path, &kx_gemini_whole))
+    return (kx_path_ends(path, KX_GEMINI_STREAM)
+            || kx_path_ends(path, KX_GEMINI_WHOLE))
            ? KX_OK : KX_DECLINED;
-}
-
-
-static unsigned
-kx_gemini_suffix(const kx_str_t *path, const kx_str_t *suffix)
-{
-    return path->len >= suffix->len
-           && memcmp(path->data + path->len - suffix->len, suffix->data,
-                     suffix->len)
-              == 0;
 }
 
 
@@ -152,16 +141,14 @@ kx_gemini_start(kx_conversation_t *cv, const kx_str_t *path)
 
     /* of those with contents in their bodies */
 
-    static const kx_str_t  others[] = {
-        kx_string(":countTokens"),
-        kx_string(":computeTokens"),
-        kx_string("/cachedContents")
+    static const char *const  others[] = {
+        ":countTokens", ":computeTokens", "/cachedContents"
     };
 
-    cv->stream = kx_gemini_suffix(path, &kx_gemini_stream);
+    cv->stream = kx_path_ends(path, KX_GEMINI_STREAM);
 
     for (i = 0; i < sizeof(others) / sizeof(others[0]); i++) {
-        if (kx_gemini_suffix(path, &others[i])) {
+        if (kx_path_ends(path, others[i])) {
             cv->variant = KX_GEMINI_NO_CHAT;
         }
     }

@@ -47,15 +47,11 @@ typedef struct {
 
 
 static int kx_ollama_path(const kx_str_t *path);
-static unsigned kx_ollama_ends(const kx_str_t *path, const char *suffix,
-    size_t n);
 static unsigned kx_ollama_body(const kx_members_t *members);
 static void kx_ollama_start(kx_conversation_t *cv, const kx_str_t *path);
 static int kx_ollama_request(kx_conversation_t *cv, kx_json_t *j);
 static int kx_ollama_request_member(kx_conversation_t *cv, kx_json_t *j,
     const kx_str_t *key, kx_ollama_prompt_t *prompt);
-static int kx_ollama_messages(kx_conversation_t *cv, kx_json_t *j);
-static int kx_ollama_message(kx_conversation_t *cv, kx_json_t *j);
 static kx_role_e kx_ollama_role(const kx_str_t *raw);
 static void kx_ollama_content(const kx_str_t *content, kx_sink_pt sink,
     void *data);
@@ -103,23 +99,11 @@ const kx_dialect_t  kx_ollama = {
 static int
 kx_ollama_path(const kx_str_t *path)
 {
-    static const char  generate[] = "/api/generate";
-    static const char  chat[] = "/api/chat";
-
-    if (kx_ollama_ends(path, generate, sizeof(generate) - 1)) {
+    if (kx_path_ends(path, "/api/generate")) {
         return KX_OK;
     }
 
-    return kx_ollama_ends(path, chat, sizeof(chat) - 1) ? KX_AGAIN
-                                                        : KX_DECLINED;
-}
-
-
-static unsigned
-kx_ollama_ends(const kx_str_t *path, const char *suffix, size_t n)
-{
-    return path->len >= n
-           && memcmp(path->data + path->len - n, suffix, n) == 0;
+    return kx_path_ends(path, "/api/chat") ? KX_AGAIN : KX_DECLINED;
 }
 
 
@@ -212,7 +196,7 @@ kx_ollama_request_member(kx_conversation_t *cv, kx_json_t *j,
     kx_json_type_e  type;
 
     if (kx_json_is(key, "messages") && cv->variant != KX_OLLAMA_GENERATE) {
-        return kx_ollama_messages(cv, j);
+        return kx_conversation_list(cv, j, kx_ollama_role);
     }
 
     type = kx_json_type(j);
@@ -240,77 +224,6 @@ kx_ollama_request_member(kx_conversation_t *cv, kx_json_t *j,
     }
 
     return KX_OK;
-}
-
-
-static int
-kx_ollama_messages(kx_conversation_t *cv, kx_json_t *j)
-{
-    int  rc;
-
-    kx_conversation_restart(cv);
-
-    cv->has_messages = (kx_json_type(j) == KX_JSON_ARRAY);
-
-    if (!cv->has_messages) {
-        return kx_json_skip(j, NULL);
-    }
-
-    if (kx_json_enter(j) != KX_OK) {
-        return KX_ERROR;
-    }
-
-    while ((rc = kx_json_element(j)) == KX_OK) {
-        rc = kx_ollama_message(cv, j);
-
-        if (rc != KX_OK) {
-            return rc;
-        }
-    }
-
-    return (rc == KX_DONE) ? KX_OK : rc;
-}
-
-
-static int
-kx_ollama_message(kx_conversation_t *cv, kx_json_t *j)
-{
-    int       rc;
-    kx_str_t  key, role, content;
-
-    if (kx_json_type(j) != KX_JSON_OBJECT || kx_json_enter(j) != KX_OK) {
-        return KX_ERROR;
-    }
-
-    role.len = 0;
-    role.data = NULL;
-    content.len = 0;
-    content.data = NULL;
-
-    while ((rc = kx_json_member(j, &key)) == KX_OK) {
-
-        if (kx_json_is(&key, "content")) {
-            rc = kx_json_skip(j, &content);
-
-        } else if (kx_json_is(&key, "role")
-                   && kx_json_type(j) == KX_JSON_STRING)
-        {
-            rc = kx_json_string(j, &role);
-
-        } else {
-            rc = kx_json_skip(j, NULL);
-        }
-
-        if (rc != KX_OK) {
-            return rc;
-        }
-    }
-
-    if (rc != KX_DONE) {
-        return rc;
-    }
-
-    return kx_conversation_message(cv, kx_ollama_role(&role), &content, NULL);
 }
 
 

@@ -33,8 +33,6 @@ static unsigned kx_openai_chat_body(const kx_members_t *members);
 static int kx_openai_chat_request(kx_conversation_t *cv, kx_json_t *j);
 static int kx_openai_chat_member(kx_conversation_t *cv, kx_json_t *j,
     const kx_str_t *key);
-static int kx_openai_chat_messages(kx_conversation_t *cv, kx_json_t *j);
-static int kx_openai_chat_message(kx_conversation_t *cv, kx_json_t *j);
 static int kx_openai_chat_response_format(kx_conversation_t *cv,
     kx_json_t *j);
 static int kx_openai_chat_tool_choice(kx_conversation_t *cv, kx_json_t *j);
@@ -85,15 +83,7 @@ const kx_dialect_t  kx_openai_chat = {
 static int
 kx_openai_chat_path(const kx_str_t *path)
 {
-    static const char  suffix[] = "/chat/completions";
-
-    size_t  n;
-
-    n = sizeof(suffix) - 1;
-
-    return (path->len >= n
-            && memcmp(path->data + path->len - n, suffix, n) == 0)
-           ? KX_OK : KX_DECLINED;
+    return kx_path_ends(path, "/chat/completions") ? KX_OK : KX_DECLINED;
 }
 
 
@@ -137,7 +127,7 @@ kx_openai_chat_member(kx_conversation_t *cv, kx_json_t *j,
     type = kx_json_type(j);
 
     if (kx_json_is(key, "messages")) {
-        return kx_openai_chat_messages(cv, j);
+        return kx_conversation_list(cv, j, kx_conversation_role);
     }
 
     if (kx_json_is(key, "stream")) {
@@ -192,85 +182,6 @@ kx_openai_chat_member(kx_conversation_t *cv, kx_json_t *j,
     }
 
     return kx_json_skip(j, NULL);
-}
-
-
-static int
-kx_openai_chat_messages(kx_conversation_t *cv, kx_json_t *j)
-{
-    int  rc;
-
-    kx_conversation_restart(cv);
-
-    cv->has_messages = (kx_json_type(j) == KX_JSON_ARRAY);
-
-    if (!cv->has_messages) {
-        return kx_json_skip(j, NULL);
-    }
-
-    if (kx_json_enter(j) != KX_OK) {
-        return KX_ERROR;
-    }
-
-    while ((rc = kx_json_element(j)) == KX_OK) {
-        rc = kx_openai_chat_message(cv, j);
-
-        if (rc != KX_OK) {
-            return rc;
-        }
-    }
-
-    return (rc == KX_DONE) ? KX_OK : rc;
-}
-
-
-static int
-kx_openai_chat_message(kx_conversation_t *cv, kx_json_t *j)
-{
-    int       rc;
-    kx_str_t  key, role, content;
-
-    if (kx_json_type(j) != KX_JSON_OBJECT || kx_json_enter(j) != KX_OK) {
-        return KX_ERROR;
-    }
-
-    role.len = 0;
-    role.data = NULL;
-    content.len = 0;
-    content.data = NULL;
-
-    while ((rc = kx_json_member(j, &key)) == KX_OK) {
-
-        if (kx_json_is(&key, "content")) {
-            rc = kx_json_skip(j, &content);
-
-        } else if (kx_json_is(&key, "role")
-                   && kx_json_type(j) == KX_JSON_STRING)
-        {
-            rc = kx_json_string(j, &role);
-
-        } else {
-            rc = kx_json_skip(j, NULL);
-        }
-
-        if (rc != KX_OK) {
-            return rc;
-        }
-    }
-
-    if (rc != KX_DONE) {
-        return rc;
-    }
-
-    if (kx_json_is(&role, "user")) {
-        return kx_conversation_message(cv, KX_ROLE_USER, &content, NULL);
-    }
-
-    if (kx_json_is(&role, "assistant")) {
-        return kx_conversation_message(cv, KX_ROLE_ASSISTANT, &content, NULL);
-    }
-
-    return kx_conversation_message(cv, KX_ROLE_OTHER, &content, NULL);
 }
 
 

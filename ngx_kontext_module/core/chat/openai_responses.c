@@ -179,15 +179,7 @@ static const char  kx_responses_ad_item[] =
 static int
 kx_responses_path(const kx_str_t *path)
 {
-    static const char  suffix[] = "/responses";
-
-    size_t  n;
-
-    n = sizeof(suffix) - 1;
-
-    return (path->len >= n
-            && memcmp(path->data + path->len - n, suffix, n) == 0)
-           ? KX_OK : KX_DECLINED;
+    return kx_path_ends(path, "/responses") ? KX_OK : KX_DECLINED;
 }
 
 
