@@ -516,6 +516,14 @@ ngx_http_kontext_call_result(ngx_http_kontext_call_t *call)
     }
 
     call->active = 0;
+
+    /* a long history is not to be kept as long as the answer streams */
+
+    if (call->body.len > call->ctx->request->pool->max) {
+        (void) ngx_pfree(call->ctx->request->pool, call->body.data);
+        call->body.len = 0;
+    }
+
     call->handler(call);
 }
 

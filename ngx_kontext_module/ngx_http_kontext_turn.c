@@ -9,9 +9,12 @@
 #include "ngx_http_kontext.h"
 
 
-#define NGX_HTTP_KONTEXT_ASKS  64
+#define NGX_HTTP_KONTEXT_ASKS       64
+#define NGX_HTTP_KONTEXT_TURN_POOL  4096
 
 
+static kx_reason_e ngx_http_kontext_turn_ask(ngx_http_kontext_ctx_t *ctx,
+    ngx_pool_t *pool);
 static void ngx_http_kontext_init_handler(ngx_http_kontext_call_t *call);
 static void ngx_http_kontext_preload_handler(ngx_http_kontext_call_t *call);
 static void ngx_http_kontext_set_session(ngx_http_kontext_ctx_t *ctx,
@@ -30,11 +33,34 @@ static ngx_queue_t  ngx_http_kontext_asks[NGX_HTTP_KONTEXT_ASKS];
 kx_reason_e
 ngx_http_kontext_turn(ngx_http_kontext_ctx_t *ctx)
 {
+    ngx_pool_t   *pool;
+    kx_reason_e   reason;
+
+    /* the texts are needed until the ad calls are written, and no longer */
+
+    pool = ngx_create_pool(NGX_HTTP_KONTEXT_TURN_POOL,
+                           ctx->request->connection->log);
+    if (pool == NULL) {
+        return KX_REASON_NO_MEMORY;
+    }
+
+    reason = ngx_http_kontext_turn_ask(ctx, pool);
+
+    ngx_destroy_pool(pool);
+
+    return reason;
+}
+
+
+static kx_reason_e
+ngx_http_kontext_turn_ask(ngx_http_kontext_ctx_t *ctx, ngx_pool_t *pool)
+{
     char                        *body;
     size_t                       len;
     u_char                       digest[KX_ID_LEN];
     unsigned                     i, n;
     ngx_int_t                    rc;
+    kx_pool_t                    scratch;
     kx_message_t                *messages;
     kx_ad_request_t              ar;
     ngx_http_request_t          *r;
@@ -42,14 +68,22 @@ ngx_http_kontext_turn(ngx_http_kontext_ctx_t *ctx)
 
     r = ctx->request;
 
-    messages = ngx_palloc(r->pool, KX_MAX_MESSAGES * sizeof(kx_message_t));
+    messages = ngx_palloc(pool, KX_MAX_MESSAGES * sizeof(kx_message_t));
     if (messages == NULL) {
         return KX_REASON_NO_MEMORY;
     }
 
+    scratch.alloc = ctx->pool.alloc;
+    scratch.data = pool;
+
+    ctx->cv.pool = &scratch;
+
     n = kx_conversation_messages(&ctx->cv,
                                  &ctx->conversation,
                                  messages, digest);
+
+    ctx->cv.pool = &ctx->pool;
+
     if (n == 0) {
         return KX_REASON_NO_MEMORY;
     }
