@@ -40,6 +40,7 @@
 #define NGX_HTTP_KONTEXT_BUFFERED     0x08      /* a free bit of r->buffered */
 
 #define NGX_HTTP_KONTEXT_MAX_FRAME    65536     /* larger ones pass unread */
+#define NGX_HTTP_KONTEXT_SMALL_FRAME  4096
 #define NGX_HTTP_KONTEXT_MAX_HELD     65536     /* after the finish marker */
 #define NGX_HTTP_KONTEXT_MAX_COPIES   262144    /* not yet sent, a stream */
 #define NGX_HTTP_KONTEXT_MAX_WHOLE    1048576   /* an answer in one piece */

@@ -511,11 +511,22 @@ static ngx_int_t
 ngx_http_kontext_stream_keep(ngx_http_kontext_ctx_t *ctx, const u_char *p,
     size_t len)
 {
-    size_t   size;
+    size_t   size, max;
     u_char  *frame;
 
+    /*
+     * What large frames leave behind on the way to a client that does not read
+     * shall not cost it the small one that finishes the answer.
+     */
+
+    max = NGX_HTTP_KONTEXT_MAX_COPIES;
+
+    if (ctx->frame_len + len <= NGX_HTTP_KONTEXT_SMALL_FRAME) {
+        max += NGX_HTTP_KONTEXT_MAX_FRAME;
+    }
+
     if (len > NGX_HTTP_KONTEXT_MAX_FRAME - ctx->frame_len
-        || ctx->copies > NGX_HTTP_KONTEXT_MAX_COPIES)
+        || ctx->copies > max)
     {
         return NGX_DECLINED;
     }

@@ -33,6 +33,11 @@ my $nginx = Kontext::Nginx->new(
 
         access_log               logs/events.log events;
 
+        # clients that do not read are what this is about, however long it takes
+
+        send_timeout             600s;
+        proxy_read_timeout       600s;
+
         kontext                  on;
         kontext_publisher_token  acme-dev;
         kontext_user_id          u-1;
