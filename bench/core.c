@@ -63,7 +63,8 @@ static void bench_die(const char *what);
 void bench_run(bench_t *b);
 
 
-static const unsigned char  bench_secret[32] = "0123456789abcdef0123456789abcde";
+static const unsigned char  bench_secret[32] =
+    "0123456789abcdef0123456789abcde";
 
 
 int

@@ -17,6 +17,14 @@ use Time::HiRes qw(clock_gettime CLOCK_MONOTONIC);
 
 
 my $pairs = shift || 2000;
+
+# The worker has a processor of its own: on one with the client it would let
+# it wait for what it does after the first byte was sent.
+
+my $pin = do { my $n = `nproc`; $n > 1 };
+
+system("taskset -acp 1 $$ > /dev/null") if $pin;
+
 my $build = $ENV{KONTEXT_BUILD} || "$FindBin::Bin/../build";
 
 my $event = qq(data: {"id":"c","object":"chat.completion.chunk","created":1,)
@@ -92,6 +100,11 @@ foreach my $case (@cases) {
             }
 CONF
     );
+
+    if ($pin) {
+        my $pid = $nginx->worker_pid;
+        system("taskset -acp 0 $pid > /dev/null");
+    }
 
     foreach my $size (1_000, 16_000, 200_000) {
         measure($case->[0], $size, $nginx);
