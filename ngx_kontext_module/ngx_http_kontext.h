@@ -542,6 +542,10 @@ ngx_int_t ngx_http_kontext_out_link(ngx_http_kontext_ctx_t *ctx,
 ngx_int_t ngx_http_kontext_out_own(ngx_http_kontext_ctx_t *ctx,
     ngx_chain_t ***ll, u_char *p, size_t len);
 
+/* What is held from p on, and the end of the answer if it has come. */
+ngx_int_t ngx_http_kontext_out_held(ngx_http_kontext_ctx_t *ctx,
+    ngx_chain_t ***ll, u_char *p);
+
 /* A copy of bytes. */
 ngx_int_t ngx_http_kontext_out_copy(ngx_http_kontext_ctx_t *ctx,
     ngx_chain_t ***ll, const u_char *p, size_t len);

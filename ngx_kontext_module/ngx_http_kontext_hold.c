@@ -168,7 +168,6 @@ ngx_int_t
 ngx_http_kontext_hold_release(ngx_http_kontext_ctx_t *ctx, ngx_chain_t ***ll)
 {
     u_char              *p;
-    ngx_buf_t           *b;
     ngx_http_request_t  *r;
 
     r = ctx->request;
@@ -209,25 +208,7 @@ ngx_http_kontext_hold_release(ngx_http_kontext_ctx_t *ctx, ngx_chain_t ***ll)
                    "injected:%uz last:%d",
                    ctx->held_len, ctx->hold_time, ctx->injected, ctx->last);
 
-    if (ngx_http_kontext_out_own(ctx, ll, p, ctx->held + ctx->held_len - p)
-        != NGX_OK)
-    {
-        return NGX_ERROR;
-    }
-
-    if (ctx->last) {
-        b = ngx_calloc_buf(r->pool);
-        if (b == NULL) {
-            return NGX_ERROR;
-        }
-
-        b->last_buf = 1;
-        b->last_in_chain = 1;
-
-        return ngx_http_kontext_out_link(ctx, ll, b);
-    }
-
-    return NGX_OK;
+    return ngx_http_kontext_out_held(ctx, ll, p);
 }
 
 

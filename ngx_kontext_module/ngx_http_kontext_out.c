@@ -84,6 +84,35 @@ ngx_http_kontext_out_own(ngx_http_kontext_ctx_t *ctx, ngx_chain_t ***ll,
 
 
 ngx_int_t
+ngx_http_kontext_out_held(ngx_http_kontext_ctx_t *ctx, ngx_chain_t ***ll,
+    u_char *p)
+{
+    ngx_buf_t  *b;
+
+    if (ngx_http_kontext_out_own(ctx, ll, p,
+                                 ctx->held_len - (p - ctx->held))
+        != NGX_OK)
+    {
+        return NGX_ERROR;
+    }
+
+    if (ctx->last) {
+        b = ngx_calloc_buf(ctx->request->pool);
+        if (b == NULL) {
+            return NGX_ERROR;
+        }
+
+        b->last_buf = 1;
+        b->last_in_chain = 1;
+
+        return ngx_http_kontext_out_link(ctx, ll, b);
+    }
+
+    return NGX_OK;
+}
+
+
+ngx_int_t
 ngx_http_kontext_out_copy(ngx_http_kontext_ctx_t *ctx, ngx_chain_t ***ll,
     const u_char *p, size_t len)
 {

@@ -151,29 +151,9 @@ ngx_http_kontext_whole_buf(ngx_http_kontext_ctx_t *ctx, ngx_buf_t *b,
 static ngx_int_t
 ngx_http_kontext_whole_pass(ngx_http_kontext_ctx_t *ctx, ngx_chain_t ***ll)
 {
-    ngx_buf_t  *b;
-
     ctx->passing = 1;
 
-    if (ngx_http_kontext_out_own(ctx, ll, ctx->held, ctx->held_len)
-        != NGX_OK)
-    {
-        return NGX_ERROR;
-    }
-
-    if (ctx->last) {
-        b = ngx_calloc_buf(ctx->request->pool);
-        if (b == NULL) {
-            return NGX_ERROR;
-        }
-
-        b->last_buf = 1;
-        b->last_in_chain = 1;
-
-        return ngx_http_kontext_out_link(ctx, ll, b);
-    }
-
-    return NGX_OK;
+    return ngx_http_kontext_out_held(ctx, ll, ctx->held);
 }
 
 
