@@ -102,6 +102,29 @@ kx_conversation_scan(kx_conversation_t *cv, const unsigned char *body,
 
 
 int
+kx_conversation_members(kx_conversation_t *cv, kx_json_t *j,
+    int (*member)(kx_conversation_t *cv, kx_json_t *j, const kx_str_t *key))
+{
+    int       rc;
+    kx_str_t  key;
+
+    if (kx_json_type(j) != KX_JSON_OBJECT || kx_json_enter(j) != KX_OK) {
+        return KX_ERROR;
+    }
+
+    while ((rc = kx_json_member(j, &key)) == KX_OK) {
+        rc = member(cv, j, &key);
+
+        if (rc != KX_OK) {
+            return rc;
+        }
+    }
+
+    return (rc == KX_DONE) ? KX_OK : rc;
+}
+
+
+int
 kx_conversation_list(kx_conversation_t *cv, kx_json_t *j,
     kx_role_e (*role)(const kx_str_t *raw))
 {

@@ -145,6 +145,13 @@ int kx_conversation_message(kx_conversation_t *cv, kx_role_e role,
     const kx_str_t *content, const kx_str_t *id);
 
 /*
+ * Consumes an object and has each member's value consumed by member, which
+ * returns what this does: KX_OK, KX_ERROR (it is no object, or bad), KX_AGAIN.
+ */
+int kx_conversation_members(kx_conversation_t *cv, kx_json_t *j,
+    int (*member)(kx_conversation_t *cv, kx_json_t *j, const kx_str_t *key));
+
+/*
  * Consumes the list of messages that most formats have: objects with "role"
  * and "content".  role tells the one of a raw name, which is empty where there
  * is none.  What is no list is no messages.  KX_OK, KX_ERROR, KX_AGAIN.

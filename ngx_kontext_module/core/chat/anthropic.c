@@ -77,8 +77,6 @@ static kx_frame_e kx_anthropic_finish(kx_answer_t *a, const kx_str_t *stop,
 static void kx_anthropic_blocks(kx_anthropic_t *state,
     const kx_str_t *content);
 static void kx_anthropic_index(kx_anthropic_t *state, const kx_str_t *raw);
-static unsigned kx_anthropic_string(const kx_members_t *members,
-    const char *key, kx_str_t *raw);
 static int kx_anthropic_member(kx_answer_t *a, const kx_frame_t *fr);
 static int kx_anthropic_text(kx_answer_t *a, const kx_frame_t *fr);
 static int kx_anthropic_text_whole(kx_answer_t *a);
@@ -162,22 +160,7 @@ kx_anthropic_body(const kx_members_t *members)
 static int
 kx_anthropic_request(kx_conversation_t *cv, kx_json_t *j)
 {
-    int       rc;
-    kx_str_t  key;
-
-    if (kx_json_type(j) != KX_JSON_OBJECT || kx_json_enter(j) != KX_OK) {
-        return KX_ERROR;
-    }
-
-    while ((rc = kx_json_member(j, &key)) == KX_OK) {
-        rc = kx_anthropic_request_member(cv, j, &key);
-
-        if (rc != KX_OK) {
-            return rc;
-        }
-    }
-
-    return (rc == KX_DONE) ? KX_OK : rc;
+    return kx_conversation_members(cv, j, kx_anthropic_request_member);
 }
 
 
@@ -229,7 +212,7 @@ kx_anthropic_tool_choice(kx_conversation_t *cv, kx_json_t *j)
     }
 
     cv->forced_tools = kx_members_read(&members, raw.data, raw.len) == KX_OK
-                       && kx_anthropic_string(&members, "type", &type)
+                       && kx_members_string(&members, "type", &type)
                        && (kx_json_is(&type, "any")
                            || kx_json_is(&type, "tool"));
 
@@ -530,7 +513,7 @@ kx_anthropic_frame(kx_answer_t *a, const kx_frame_t *fr)
         if (a->response_id.len == 0
             && kx_members_read(&members, ev.message.data, ev.message.len)
                == KX_OK
-            && kx_anthropic_string(&members, "id", &raw))
+            && kx_members_string(&members, "id", &raw))
         {
             kx_answer_id(a, &a->response_id, &raw);
         }
@@ -541,7 +524,7 @@ kx_anthropic_frame(kx_answer_t *a, const kx_frame_t *fr)
     if (kx_json_is(&ev.type, "message_delta")) {
 
         if (kx_members_read(&members, ev.delta.data, ev.delta.len) == KX_OK
-            && kx_anthropic_string(&members, "stop_reason", &raw))
+            && kx_members_string(&members, "stop_reason", &raw))
         {
             return kx_anthropic_finish(a, &raw, &ev.delta);
         }
@@ -655,7 +638,7 @@ kx_anthropic_start(kx_answer_t *a, const kx_anthropic_event_t *ev)
     state->tool = 0;
 
     if (kx_members_read(&members, ev->block.data, ev->block.len) != KX_OK
-        || !kx_anthropic_string(&members, "type", &type))
+        || !kx_members_string(&members, "type", &type))
     {
         return;
     }
@@ -676,7 +659,7 @@ kx_anthropic_start(kx_answer_t *a, const kx_anthropic_event_t *ev)
 
     state->parts = 1;
 
-    if (kx_anthropic_string(&members, "text", &text)) {
+    if (kx_members_string(&members, "text", &text)) {
         kx_answer_text(a, &text);
     }
 }
@@ -695,9 +678,9 @@ kx_anthropic_delta(kx_answer_t *a, const kx_anthropic_event_t *ev)
 
     if (state->text
         && kx_members_read(&members, ev->delta.data, ev->delta.len) == KX_OK
-        && kx_anthropic_string(&members, "type", &type)
+        && kx_members_string(&members, "type", &type)
         && kx_json_is(&type, "text_delta")
-        && kx_anthropic_string(&members, "text", &text))
+        && kx_members_string(&members, "text", &text))
     {
         kx_answer_text(a, &text);
     }
@@ -753,7 +736,7 @@ kx_anthropic_blocks(kx_anthropic_t *state, const kx_str_t *content)
         state->blocks++;
 
         state->tool = kx_members_read(&members, raw.data, raw.len) == KX_OK
-                      && kx_anthropic_string(&members, "type", &type)
+                      && kx_members_string(&members, "type", &type)
                       && kx_json_is(&type, "tool_use");
     }
 }
@@ -790,23 +773,6 @@ kx_anthropic_index(kx_anthropic_t *state, const kx_str_t *raw)
     if (n >= state->blocks) {
         state->blocks = n + 1;
     }
-}
-
-
-static unsigned
-kx_anthropic_string(const kx_members_t *members, const char *key,
-    kx_str_t *raw)
-{
-    if (!kx_members_has(members, key, KX_JSON_STRING)) {
-        return 0;
-    }
-
-    *raw = *kx_members_get(members, key);
-
-    raw->data++;
-    raw->len -= 2;
-
-    return 1;
 }
 
 

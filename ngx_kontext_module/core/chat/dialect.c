@@ -517,6 +517,24 @@ kx_members_scalar(const kx_members_t *members, const char *key)
 
 
 unsigned
+kx_members_string(const kx_members_t *members, const char *key, kx_str_t *raw)
+{
+    kx_json_t        j;
+    const kx_str_t  *value;
+
+    value = kx_members_get(members, key);
+    if (value == NULL) {
+        return 0;
+    }
+
+    kx_json_init(&j, value->data, value->len);
+
+    return kx_json_type(&j) == KX_JSON_STRING
+           && kx_json_string(&j, raw) == KX_OK;
+}
+
+
+unsigned
 kx_members_has(const kx_members_t *members, const char *key,
     kx_json_type_e type)
 {

@@ -275,6 +275,10 @@ const kx_str_t *kx_members_get(const kx_members_t *members, const char *key);
 const kx_str_t *kx_members_scalar(const kx_members_t *members,
     const char *key);
 
+/* Is it a string?  raw is then what stands between its quotes. */
+unsigned kx_members_string(const kx_members_t *members, const char *key,
+    kx_str_t *raw);
+
 /* Is it there, and of that type? */
 unsigned kx_members_has(const kx_members_t *members, const char *key,
     kx_json_type_e type);

@@ -158,26 +158,11 @@ kx_gemini_start(kx_conversation_t *cv, const kx_str_t *path)
 static int
 kx_gemini_request(kx_conversation_t *cv, kx_json_t *j)
 {
-    int       rc;
-    kx_str_t  key;
-
     if (cv->variant == KX_GEMINI_NO_CHAT) {
         return KX_ERROR;
     }
 
-    if (kx_json_type(j) != KX_JSON_OBJECT || kx_json_enter(j) != KX_OK) {
-        return KX_ERROR;
-    }
-
-    while ((rc = kx_json_member(j, &key)) == KX_OK) {
-        rc = kx_gemini_request_member(cv, j, &key);
-
-        if (rc != KX_OK) {
-            return rc;
-        }
-    }
-
-    return (rc == KX_DONE) ? KX_OK : rc;
+    return kx_conversation_members(cv, j, kx_gemini_request_member);
 }
 
 

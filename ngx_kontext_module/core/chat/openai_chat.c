@@ -98,22 +98,7 @@ kx_openai_chat_body(const kx_members_t *members)
 static int
 kx_openai_chat_request(kx_conversation_t *cv, kx_json_t *j)
 {
-    int       rc;
-    kx_str_t  key;
-
-    if (kx_json_type(j) != KX_JSON_OBJECT || kx_json_enter(j) != KX_OK) {
-        return KX_ERROR;
-    }
-
-    while ((rc = kx_json_member(j, &key)) == KX_OK) {
-        rc = kx_openai_chat_member(cv, j, &key);
-
-        if (rc != KX_OK) {
-            return rc;
-        }
-    }
-
-    return (rc == KX_DONE) ? KX_OK : rc;
+    return kx_conversation_members(cv, j, kx_openai_chat_member);
 }
 
 

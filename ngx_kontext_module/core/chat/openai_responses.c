@@ -87,8 +87,6 @@ static const kx_str_t *kx_responses_object(kx_answer_t *a,
 static int kx_responses_read(kx_members_t *members, const kx_str_t *data);
 static int kx_responses_members(kx_members_t *members, kx_json_t *j);
 static int kx_responses_element(kx_members_t *members, kx_json_t *j);
-static unsigned kx_responses_string(const kx_members_t *members,
-    const char *key, kx_str_t *raw);
 static unsigned kx_responses_is(const kx_members_t *members, const char *key,
     const char *value);
 static int kx_responses_int(const kx_members_t *members, const char *key);
@@ -202,22 +200,7 @@ kx_responses_body(const kx_members_t *members)
 static int
 kx_responses_request(kx_conversation_t *cv, kx_json_t *j)
 {
-    int       rc;
-    kx_str_t  key;
-
-    if (kx_json_type(j) != KX_JSON_OBJECT || kx_json_enter(j) != KX_OK) {
-        return KX_ERROR;
-    }
-
-    while ((rc = kx_json_member(j, &key)) == KX_OK) {
-        rc = kx_responses_setting(cv, j, &key);
-
-        if (rc != KX_OK) {
-            return rc;
-        }
-    }
-
-    return (rc == KX_DONE) ? KX_OK : rc;
+    return kx_conversation_members(cv, j, kx_responses_setting);
 }
 
 
@@ -329,7 +312,7 @@ kx_responses_message(kx_conversation_t *cv, kx_json_t *j)
         return KX_ERROR;
     }
 
-    if (kx_responses_string(&item, "id", &id)
+    if (kx_members_string(&item, "id", &id)
         && id.len >= sizeof(KX_TEXT_AD_ID) - 1
         && memcmp(id.data, KX_TEXT_AD_ID, sizeof(KX_TEXT_AD_ID) - 1) == 0)
     {
@@ -344,7 +327,7 @@ kx_responses_message(kx_conversation_t *cv, kx_json_t *j)
 
     role = KX_ROLE_OTHER;
 
-    if (!kx_responses_string(&item, "type", &type)
+    if (!kx_members_string(&item, "type", &type)
         || kx_json_is(&type, "message"))
     {
         if (kx_responses_is(&item, "role", "user")) {
@@ -414,7 +397,7 @@ kx_responses_format(kx_conversation_t *cv, kx_json_t *j)
     value = kx_members_get(&members, "format");
 
     if (value && kx_responses_read(&members, value) == KX_OK
-        && kx_responses_string(&members, "type", &type))
+        && kx_members_string(&members, "type", &type))
     {
         cv->json_mode = !kx_json_is(&type, "text");
     }
@@ -586,7 +569,7 @@ kx_responses_event(kx_answer_t *a, const kx_frame_t *fr,
         kx_responses_refuse(a, KX_REASON_ERROR_FRAME);
     }
 
-    if (!kx_responses_string(event, "type", &type)) {
+    if (!kx_members_string(event, "type", &type)) {
         return KX_FRAME_PASS;
     }
 
@@ -683,7 +666,7 @@ kx_responses_item(kx_answer_t *a, const kx_members_t *event, int index)
     value = kx_members_get(event, "item");
 
     if (value == NULL || kx_responses_read(&item, value) == KX_ERROR
-        || !kx_responses_string(&item, "type", &type))
+        || !kx_members_string(&item, "type", &type))
     {
         return;
     }
@@ -728,7 +711,7 @@ kx_responses_delta(kx_answer_t *a, const kx_members_t *event, int index)
         return;
     }
 
-    if (!kx_responses_string(event, "delta", &delta) || delta.len == 0) {
+    if (!kx_members_string(event, "delta", &delta) || delta.len == 0) {
         return;
     }
 
@@ -753,7 +736,7 @@ kx_responses_response_id(kx_answer_t *a, const kx_members_t *response)
 {
     kx_str_t  id;
 
-    if (a->response_id.len == 0 && kx_responses_string(response, "id", &id)) {
+    if (a->response_id.len == 0 && kx_members_string(response, "id", &id)) {
         kx_answer_id(a, &a->response_id, &id);
     }
 }
@@ -774,7 +757,7 @@ kx_responses_finish(kx_answer_t *a, const kx_members_t *response,
         kx_responses_refuse(a, KX_REASON_ERROR_FRAME);
     }
 
-    if (kx_responses_string(response, "status", &status)) {
+    if (kx_members_string(response, "status", &status)) {
 
         if (kx_json_is(&status, "failed")) {
             kx_responses_refuse(a, KX_REASON_ERROR_FRAME);
@@ -849,7 +832,7 @@ kx_responses_output_item(kx_answer_t *a, const kx_members_t *item)
     kx_str_t         type;
     const kx_str_t  *content;
 
-    if (!kx_responses_string(item, "type", &type)) {
+    if (!kx_members_string(item, "type", &type)) {
         return 0;
     }
 
@@ -1290,32 +1273,12 @@ kx_responses_element(kx_members_t *members, kx_json_t *j)
 
 
 static unsigned
-kx_responses_string(const kx_members_t *members, const char *key,
-    kx_str_t *raw)
-{
-    kx_json_t        j;
-    const kx_str_t  *value;
-
-    value = kx_members_get(members, key);
-
-    if (value == NULL) {
-        return 0;
-    }
-
-    kx_json_init(&j, value->data, value->len);
-
-    return kx_json_type(&j) == KX_JSON_STRING
-           && kx_json_string(&j, raw) == KX_OK;
-}
-
-
-static unsigned
 kx_responses_is(const kx_members_t *members, const char *key,
     const char *value)
 {
     kx_str_t  raw;
 
-    return kx_responses_string(members, key, &raw)
+    return kx_members_string(members, key, &raw)
            && kx_json_equal(&raw, value, strlen(value));
 }
 
