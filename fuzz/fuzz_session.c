@@ -1,19 +1,22 @@
 /*
  * Copyright (C) the ngx_http_kontext_module authors
  *
- * The input is a program: operations on a table of sessions, workers that die
- * in a change, and damage to the memory in between.  Without damage the table
- * is consistent after each operation; with it, it is of use nevertheless.
+ * The input is a program: operations on a table of sessions and its store,
+ * workers that die in a change, and damage to the memory in between.  Without
+ * damage the table is consistent after each operation, and what was kept is
+ * what a plain array has; with it, it is of use nevertheless.
  */
 
 
 #include <stdlib.h>
 
-#include "session_table.h"
+#include "session_store.h"
 
 
 #define MAX_STEPS  2000
 #define MAX_SLOTS  40
+#define MAX_BLOCKS 64
+#define MAX_ITEMS  12
 #define IDLE       1000
 
 #define check(expr)                                                           \
@@ -24,13 +27,26 @@
     } while (0)
 
 
+/* what is kept of the session in a slot */
+
+typedef struct {
+    uint32_t              serial;
+    unsigned              n[KX_ITEM_KINDS];
+    uint32_t              items[KX_ITEM_KINDS][MAX_ITEMS];
+} kept_t;
+
+
 typedef struct {
     const unsigned char  *pos;
     const unsigned char  *end;
 
     unsigned char        *mem;
     size_t                size;
+    unsigned              share;
     kx_session_table_t   *t;
+
+    uint32_t              serial;
+    kept_t                kept[MAX_SLOTS + MAX_BLOCKS];
 
     uint64_t              now;
     unsigned              damaged;
@@ -100,7 +116,7 @@ lock(run_t *r)
             return;
         }
 
-        r->t = kx_session_table_create(r->mem, r->size, secret);
+        r->t = kx_session_table_create(r->mem, r->size, r->share, secret);
         check(r->t != NULL);
         r->damaged = 0;
 
@@ -109,6 +125,282 @@ lock(run_t *r)
     }
 
     r->died = 0;
+}
+
+
+static kept_t *
+kept(run_t *r, kx_session_t *s)
+{
+    return &r->kept[s - kx_session_table_slots(r->t)];
+}
+
+
+/* An item's length is in its number, and so is what its bytes are. */
+
+static uint32_t
+length(uint32_t number)
+{
+    return number % 3000;
+}
+
+
+static unsigned char
+pattern(uint32_t number, size_t i)
+{
+    return (unsigned char) (number * 7 + i * 11 + i / 251);
+}
+
+
+/* All items that there are, and the right ones. */
+
+static void
+compare(run_t *r, kx_session_t *s)
+{
+    int         rc;
+    size_t      i, len;
+    kept_t     *k;
+    uint32_t    id;
+    unsigned    n, kind;
+    kx_item_t   item;
+    kx_root_t  *root;
+
+    static unsigned char  p[KX_STORE_MAX_BLOCKS * KX_STORE_BLOCK];
+
+    root = kx_store_root(r->t, s);
+
+    if (root == NULL) {
+        check(s->root == KX_SESSION_NONE || r->damaged);
+        return;
+    }
+
+    k = kept(r, s);
+
+    if (!r->damaged) {
+        memcpy(&id, root->id, sizeof(id));
+        check(id == k->serial);
+    }
+
+    for (kind = 0; kind < KX_ITEM_KINDS; kind++) {
+        n = 0;
+
+        for (rc = kx_store_first(r->t, s, kind, &item);
+             rc == KX_OK;
+             rc = kx_store_next(r->t, &item))
+        {
+            check(n < KX_STORE_MAX_BLOCKS);
+            check(item.len <= sizeof(p));
+
+            len = kx_store_read(r->t, &item, 0, p, sizeof(p));
+            check(len <= item.len);
+
+            if (!r->damaged) {
+                check(n < k->n[kind]);
+                check(item.number == k->items[kind][n]);
+                check(item.len == length(k->items[kind][n]));
+                check(len == item.len);
+
+                for (i = 0; i < len; i++) {
+                    check(p[i] == pattern((uint32_t) item.number, i));
+                }
+            }
+
+            n++;
+        }
+
+        check(r->damaged
+              || (n == k->n[kind] && root->lists[kind].count == n));
+    }
+}
+
+
+static void
+keep(run_t *r, kx_session_t *s)
+{
+    int               rc;
+    kept_t           *k;
+    unsigned char     id[KX_ID_LEN];
+    kx_store_view_t   v;
+
+    if (s->root != KX_SESSION_NONE && !r->damaged) {
+        check(kx_store_root(r->t, s) != NULL);
+        return;
+    }
+
+    memset(id, 0x5a, sizeof(id));
+    r->serial++;
+    memcpy(id, &r->serial, sizeof(r->serial));
+
+    rc = kx_store_keep(r->t, s, id);
+
+    if (r->damaged) {
+        return;
+    }
+
+    check(rc == kx_store_view(r->t, &v));
+
+    if (rc == KX_OK) {
+        k = kept(r, s);
+        memset(k, 0, sizeof(kept_t));
+        k->serial = r->serial;
+
+        check(kx_store_peek(r->t, s->root, id) == s);
+        check(kx_store_find(r->t, s->root, id, r->now, IDLE) == s);
+    }
+}
+
+
+static void
+add(run_t *r, kx_session_t *s, unsigned kind)
+{
+    int               rc;
+    size_t            i, len, cut;
+    kept_t           *k;
+    uint32_t          number, need;
+    unsigned          room;
+    kx_str_t          data[2];
+    kx_store_view_t   v;
+
+    static unsigned char  p[3000];
+
+    k = kept(r, s);
+    number = word(r);
+    len = length(number);
+    need = kx_store_blocks(len);
+
+    for (i = 0; i < len; i++) {
+        p[i] = pattern(number, i);
+    }
+
+    cut = byte(r);
+    cut = (cut < len) ? cut : len;
+
+    data[0].data = p;
+    data[0].len = cut;
+    data[1].data = p + cut;
+    data[1].len = len - cut;
+
+    room = kx_store_view(r->t, &v) == KX_OK
+           && s->root != KX_SESSION_NONE
+           && kx_store_root(r->t, s) != NULL
+           && kx_store_root(r->t, s)->blocks + need <= v.n;
+
+    if (byte(r) & 1) {
+        rc = kx_store_reserve(r->t, s, need);
+        check(r->damaged || rc == (room ? KX_OK : KX_DECLINED));
+
+    } else {
+        room = room && need <= v.n - v.head->used;
+    }
+
+    /* it is still there, and had it been closed, nothing would be added */
+
+    check(r->damaged || s->live);
+
+    if (!r->damaged && room && k->n[kind] == MAX_ITEMS) {
+        return;
+    }
+
+    kx_session_table_change(r->t, s);
+    rc = kx_store_add(r->t, s, kind, number, data, 2);
+
+    if (!r->damaged) {
+        check(rc == (room ? KX_OK : KX_DECLINED));
+
+        if (rc == KX_OK) {
+            k->items[kind][k->n[kind]++] = number;
+        }
+    }
+}
+
+
+static void
+forget(kept_t *k, unsigned kind, unsigned i)
+{
+    if (i < k->n[kind]) {
+        k->n[kind]--;
+        memmove(&k->items[kind][i], &k->items[kind][i + 1],
+                (k->n[kind] - i) * sizeof(uint32_t));
+    }
+}
+
+
+static void
+store(run_t *r, kx_session_t *s)
+{
+    int             rc;
+    kept_t         *k;
+    unsigned        what, kind, i, n;
+    kx_item_t       item;
+    unsigned char   p[300];
+
+    what = byte(r);
+    kind = what / 8 % KX_ITEM_KINDS;
+    k = kept(r, s);
+
+    compare(r, s);
+
+    switch (what % 8) {
+
+    case 0:
+        keep(r, s);
+        return;
+
+    case 1:
+        (void) kx_store_reserve(r->t, s, byte(r));
+        compare(r, s);
+        return;
+
+    case 2:
+        kx_session_table_change(r->t, s);
+        kx_store_shift(r->t, s, kind);
+        forget(k, kind, 0);
+        break;
+
+    case 3:
+        n = byte(r) % (k->n[kind] ? k->n[kind] : 1);
+        rc = kx_store_first(r->t, s, kind, &item);
+
+        for (i = 0; rc == KX_OK && i < n; i++) {
+            rc = kx_store_next(r->t, &item);
+        }
+
+        kx_session_table_change(r->t, s);
+
+        if (rc == KX_OK) {
+            kx_store_remove(r->t, s, kind, &item);
+            forget(k, kind, i);
+        }
+
+        break;
+
+    case 4:
+        rc = kx_store_last(r->t, s, kind, &item);
+
+        kx_session_table_change(r->t, s);
+
+        if (rc == KX_OK) {
+            n = word(r) % (item.len + 1);
+            i = (unsigned) kx_store_read(r->t, &item, n, p, byte(r));
+            kx_store_write(r->t, &item, n, p, i);
+        }
+
+        break;
+
+    default:
+        add(r, s, kind);
+
+        if (!r->t->dirty) {
+            return;
+        }
+    }
+
+    if (byte(r) == 0xdd) {
+        r->died = 1;
+        return;
+    }
+
+    kx_session_table_changed(r->t, s);
+    compare(r, s);
 }
 
 
@@ -269,8 +561,11 @@ step(run_t *r)
     case 0:
         s = kx_session_table_find(r->t, k, r->now, IDLE);
 
-        if (s) {
+        if (s && (op & 8)) {
             change(r, s);
+
+        } else if (s) {
+            store(r, s);
         }
 
         break;
@@ -301,7 +596,12 @@ step(run_t *r)
             found = kx_session_table_find(r->t, k, r->now, IDLE);
             check(found == s || r->damaged);
 
-            change(r, s);
+            if (op & 8) {
+                change(r, s);
+
+            } else {
+                store(r, s);
+            }
         }
     }
 
@@ -314,11 +614,12 @@ step(run_t *r)
 static void
 settle(run_t *r)
 {
-    int            rc;
-    uint32_t       i;
-    unsigned       created;
-    kx_session_t  *s;
-    unsigned char  k[KX_ID_LEN];
+    int               rc;
+    uint32_t          i;
+    unsigned          created;
+    kx_session_t     *s;
+    unsigned char     k[KX_ID_LEN];
+    kx_store_view_t   v;
 
     /* whatever it was, a repair leaves it whole */
 
@@ -327,9 +628,9 @@ settle(run_t *r)
 
     if (rc == KX_ERROR) {
         check(r->damaged);
-        check(kx_session_table_attach(r->mem, r->size) == NULL);
+        check(kx_session_table_attach(r->mem, r->size, r->share) == NULL);
 
-        r->t = kx_session_table_create(r->mem, r->size, secret);
+        r->t = kx_session_table_create(r->mem, r->size, r->share, secret);
         check(r->t != NULL);
 
     } else {
@@ -338,6 +639,7 @@ settle(run_t *r)
 
     check(kx_session_table_verify(r->t) == KX_OK);
 
+    s = NULL;
     memset(k, 0xee, KX_ID_LEN);
 
     for (i = 0; i < r->t->slots + 2; i++) {
@@ -350,6 +652,23 @@ settle(run_t *r)
 
     check(kx_session_table_verify(r->t) == KX_OK);
     check(r->t->used == r->t->slots);
+
+    /* all of the store is there to be used */
+
+    if (kx_store_view(r->t, &v) == KX_OK) {
+        check(kx_store_keep(r->t, s, k) == KX_OK);
+        check(kx_store_reserve(r->t, s, v.n - 1) == KX_OK);
+        check(v.head->used == 1);
+
+        kx_session_table_change(r->t, s);
+
+        for (i = 1; i < v.n; i++) {
+            check(kx_store_add(r->t, s, KX_ITEM_EVENT, i, NULL, 0) == KX_OK);
+        }
+
+        kx_session_table_changed(r->t, s);
+        check(kx_session_table_verify(r->t) == KX_OK);
+    }
 }
 
 
@@ -368,14 +687,23 @@ LLVMFuzzerTestOneInput(const unsigned char *data, size_t len)
     n = byte(&r) % MAX_SLOTS + 1;
     r.size = 192 + n * sizeof(kx_session_t) + byte(&r);
 
+    n = byte(&r) % MAX_BLOCKS;
+    r.size += n * KX_STORE_BLOCK;
+    r.share = (unsigned) (n * KX_STORE_BLOCK * 64 / r.size);
+
+    if (r.share > KX_SESSION_MAX_SHARE) {
+        r.share = KX_SESSION_MAX_SHARE;
+    }
+
     if (posix_memalign((void **) &r.mem, 64, r.size) != 0) {
         return 0;
     }
 
     memset(r.mem, 0, r.size);
 
-    r.t = kx_session_table_create(r.mem, r.size, secret);
+    r.t = kx_session_table_create(r.mem, r.size, r.share, secret);
     check(r.t != NULL);
+    check(r.t->slots <= MAX_SLOTS + MAX_BLOCKS);
 
     for (n = 0; r.pos < r.end && n < MAX_STEPS; n++) {
         step(&r);

@@ -6,10 +6,15 @@
  *
  *   ngx_http_kontext_request.c     reads the body, understands it
  *   ngx_http_kontext_retract.c     takes text ads of the past out of it
- *   ngx_http_kontext_zone.c        finds its session in shared memory
+ *   ngx_http_kontext_zone.c        the shared memory
+ *   ngx_http_kontext_session.c     finds its session there
+ *   ngx_http_kontext_wake.c        tells other workers of it
  *   ngx_http_kontext_turn.c        what is asked for it, and what came of it
  *   ngx_http_kontext_ad_request.c  puts together what an ad call may say
- *   ngx_http_kontext_ad_call.c     asks, in background subrequests
+ *   ngx_http_kontext_ask.c         /init and /preload, and their answers
+ *   ngx_http_kontext_ad_call.c     calls, in background subrequests
+ *   ngx_http_kontext_detach.c      of requests that no client waits for
+ *   ngx_http_kontext_report.c      tells Kontext what went wrong
  *   ngx_http_kontext_filter.c      meets the response
  *   ngx_http_kontext_stream.c      a streamed answer, frame by frame
  *   ngx_http_kontext_whole.c       an answer in one piece
@@ -17,6 +22,12 @@
  *   ngx_http_kontext_hold.c        its end waits for the ad
  *   ngx_http_kontext_ad.c          the ad as it goes to the client
  *   ngx_http_kontext_out.c         buffers to the next filter
+ *
+ * and a call of the session API like this:
+ *
+ *   ngx_http_kontext_api.c         which call it is, and its answer
+ *   ngx_http_kontext_feed.c        what it does with its session
+ *   ngx_http_kontext_events.c      streams what happens to it
  */
 
 
@@ -30,6 +41,7 @@
 
 #include "core/chat/dialect.h"
 #include "core/device.h"
+#include "core/feed.h"
 #include "core/responses.h"
 #include "core/session_table.h"
 #include "core/text_ad.h"
@@ -45,7 +57,14 @@
 #define NGX_HTTP_KONTEXT_MAX_COPIES   262144    /* not yet sent, a stream */
 #define NGX_HTTP_KONTEXT_MAX_WHOLE    1048576   /* an answer in one piece */
 #define NGX_HTTP_KONTEXT_INIT_TIMEOUT 16000     /* ms, protocol.md 2.4 */
-#define NGX_HTTP_KONTEXT_TURNS        256       /* marks of new turns */
+
+/* ms: a call ends by then with all its attempts, protocol.md 1.2 */
+#define NGX_HTTP_KONTEXT_CALLS_TIMEOUT  (4 * KX_PRELOAD_TIMEOUT + 7000)
+
+#define NGX_HTTP_KONTEXT_LATE_CALLS   256       /* of a worker, see ask.c */
+#define NGX_HTTP_KONTEXT_TURNS        256       /* marks of news */
+#define NGX_HTTP_KONTEXT_PING         15000     /* ms, of an event stream */
+#define NGX_HTTP_KONTEXT_SLOTS        64        /* workers that can be woken */
 
 
 typedef enum {
@@ -115,11 +134,14 @@ typedef struct {
     ngx_str_t                          name;
     ngx_shm_zone_t                    *zone;
     ngx_uint_t                         used;       /* is it on anywhere? */
+    ngx_uint_t                         api;        /* is there kontext_api? */
     ngx_array_t                        locations;  /* to be checked */
 } ngx_http_kontext_main_conf_t;
 
 
 typedef struct {
+    ngx_http_kontext_main_conf_t      *main;
+
     ngx_http_complex_value_t          *enable;
     ngx_http_complex_value_t          *token;
     ngx_http_complex_value_t          *user_id;
@@ -148,29 +170,49 @@ typedef struct {
     size_t                             max_body;
 
     ngx_uint_t                         enabled;    /* may be on */
+
+    ngx_uint_t                         api;
+    ngx_msec_t                         api_ping;
+    ngx_array_t                       *api_origins;   /* of ngx_str_t */
 } ngx_http_kontext_loc_conf_t;
 
 
+typedef struct ngx_http_kontext_zone_s  ngx_http_kontext_zone_t;
+typedef struct ngx_http_kontext_fds_s   ngx_http_kontext_fds_t;
 typedef struct ngx_http_kontext_ctx_s   ngx_http_kontext_ctx_t;
+typedef struct ngx_http_kontext_ask_s   ngx_http_kontext_ask_t;
 typedef struct ngx_http_kontext_call_s  ngx_http_kontext_call_t;
+typedef struct ngx_http_kontext_api_s   ngx_http_kontext_api_t;
 
 
 typedef void (*ngx_http_kontext_call_handler_pt)(
     ngx_http_kontext_call_t *call);
 
 
-/* POST /init or POST /preload, with all of its attempts */
+typedef enum {
+    NGX_HTTP_KONTEXT_CALL_INIT = 0,
+    NGX_HTTP_KONTEXT_CALL_PRELOAD,
+    NGX_HTTP_KONTEXT_CALL_ERROR,
+    NGX_HTTP_KONTEXT_CALL_DEBUG
+} ngx_http_kontext_call_e;
+
+
+/* a call of the ad server with all of its attempts, in a pool of its own */
 
 struct ngx_http_kontext_call_s {
-    ngx_http_kontext_ctx_t            *ctx;
+    ngx_http_request_t                *request;    /* a detached one */
     ngx_http_request_t                *sr;         /* NULL between attempts */
+    ngx_http_kontext_loc_conf_t       *conf;
+    ngx_http_kontext_call_e            kind;
 
     ngx_str_t                          uri;
     ngx_str_t                          body;
+    ngx_str_t                          token;
 
     ngx_uint_t                         attempt;
     ngx_msec_t                         timeout;    /* of an attempt */
     ngx_event_t                        timer;      /* deadline, or back-off */
+    ngx_event_t                        event;      /* posted */
     ngx_msec_t                         started;
 
     /* the answer */
@@ -179,12 +221,133 @@ struct ngx_http_kontext_call_s {
     size_t                             len;
     size_t                             size;
 
-    ngx_http_kontext_call_handler_pt   handler;
+    ngx_http_kontext_call_handler_pt   handler;    /* it is over */
+    ngx_http_kontext_call_handler_pt   failed;     /* an attempt is, or NULL */
+    ngx_http_kontext_ask_t            *ask;
 
-    unsigned                           preload:1;
+    unsigned                           track_only:1;
     unsigned                           active:1;   /* no result yet */
     unsigned                           overflow:1;
     unsigned                           complete:1; /* its last buffer came */
+};
+
+
+/* what a worker says of itself in the zone; only pending is of the others */
+
+typedef struct {
+    ngx_atomic_t                       pid;        /* 0: nobody's */
+    ngx_atomic_t                       pending;    /* it was woken */
+    ngx_atomic_t                       streams;    /* of events, open */
+    volatile uint64_t                  watches[NGX_HTTP_KONTEXT_TURNS / 64];
+} ngx_http_kontext_slot_t;
+
+
+struct ngx_http_kontext_zone_s {
+    ngx_slab_pool_t                   *shpool;
+    kx_session_table_t                *table;
+    ngx_atomic_t                      *turns;      /* count news, by key */
+    ngx_http_kontext_slot_t           *slots;
+    ngx_atomic_t                      *nslots;     /* used up to now */
+    ngx_atomic_t                      *reports_dropped;
+    kx_response_t                     *responses;
+    size_t                             nresponses;
+    size_t                             size;       /* of the table */
+    ngx_uint_t                         share;      /* 64ths: of the store */
+    ngx_msec_t                         idle;
+    ngx_uint_t                         streams;    /* of events, at most */
+    ngx_http_kontext_fds_t            *fds;
+    int                                fd;         /* this worker's, or -1 */
+    u_char                             secret[32];
+};
+
+
+typedef struct ngx_http_kontext_watch_s  ngx_http_kontext_watch_t;
+
+struct ngx_http_kontext_watch_s {
+    ngx_queue_t                        queue;
+    ngx_uint_t                         bucket;
+    ngx_atomic_uint_t                  turns;      /* seen */
+    void                             (*handler)(
+                                           ngx_http_kontext_watch_t *watch);
+    void                              *data;
+    unsigned                           watching:1;
+};
+
+
+/* which turn of which session */
+
+typedef struct {
+    ngx_http_kontext_zone_t           *zone;
+    ngx_http_kontext_loc_conf_t       *conf;
+    u_char                             key[KX_ID_LEN];
+    uint64_t                           user;
+    uint32_t                           seq;
+    uint32_t                           init_seq;
+
+    /* what /init has said of reports */
+    unsigned                           no_errors:1;
+    unsigned                           debug:1;
+} ngx_http_kontext_turn_t;
+
+
+/* a session as the API names it, session_store.h */
+
+typedef struct {
+    uint32_t                           root;
+    u_char                             id[KX_ID_LEN];
+} ngx_http_kontext_sid_t;
+
+
+/* what the API sees of a session, copied out of the memory */
+
+typedef struct {
+
+    /* what is wanted */
+    size_t                             size;       /* 0: no messages */
+    u_char                            *text;       /* where they go */
+    ngx_uint_t                         ids;        /* not their contents */
+    ngx_array_t                       *placements; /* NULL: no ads */
+
+    ngx_http_kontext_sid_t             sid;
+    ngx_http_kontext_turn_t            turn;       /* conf is not set */
+    ngx_str_t                          user;
+    ngx_str_t                          conversation;
+    ngx_str_t                          options;
+    uint32_t                           revision;
+    uint32_t                           timeout;    /* of /init, or 0 */
+    uint64_t                           created;    /* ms since the epoch */
+    uint64_t                           events;
+    kx_turn_state_e                    state;
+    uint32_t                           owner;
+    ngx_uint_t                         has_server_id;
+    u_char                             server_id[KX_ID_LEN];
+
+    kx_message_t                       messages[KX_MAX_MESSAGES];
+    ngx_uint_t                         nmessages;
+    kx_feed_ad_t                       ads[KX_MAX_MESSAGES];
+    ngx_uint_t                         nads;
+
+    unsigned                           disabled:1;
+    unsigned                           init:1;     /* it has answered */
+    unsigned                           failed:1;
+    unsigned                           track_only:1;
+
+    u_char                             identity[2 * KX_MAX_IDENTITY];
+    u_char                             stored[KX_API_MAX_OPTIONS];
+    u_char                             ad_ids[KX_MAX_MESSAGES
+                                              * KX_API_MAX_MESSAGE_ID];
+} ngx_http_kontext_view_t;
+
+
+/* /init or /preload of a turn; lives in the pool of its call */
+
+struct ngx_http_kontext_ask_s {
+    ngx_queue_t                        queue;      /* of this worker's asks */
+    ngx_http_kontext_call_t           *call;
+    ngx_http_kontext_ctx_t            *ctx;        /* who waits, or NULL */
+    ngx_http_kontext_turn_t            turn;
+    ngx_http_kontext_watch_t           watch;
+    kx_ad_request_t                    who;        /* for reports */
 };
 
 
@@ -202,6 +365,11 @@ struct ngx_http_kontext_ctx_s {
     kx_reason_e                        response;   /* before it was analysed */
     ngx_str_t                          code;       /* skipCode or errCode */
 
+    /* a call of the session API */
+    ngx_http_kontext_api_t            *api;
+    void                              *events;     /* its event stream */
+    ngx_str_t                          event;      /* what it reports */
+
     /* request */
     ngx_str_t                          token;
     ngx_str_t                          user;
@@ -214,18 +382,14 @@ struct ngx_http_kontext_ctx_s {
     ngx_event_t                        analyse;    /* timer, or posted */
 
     /* session */
-    u_char                             key[KX_ID_LEN];
+    ngx_http_kontext_turn_t            turn;
     u_char                             conversation_digest[KX_ID_LEN];
-    uint64_t                           user_key;
-    uint32_t                           seq;
-    uint32_t                           init_seq;
     ngx_atomic_uint_t                  turns;      /* seen at the start */
     ngx_str_t                          session;    /* the server's sessionId */
 
-    /* ad calls */
-    ngx_http_kontext_call_t            init;
-    ngx_http_kontext_call_t            preload;
-    ngx_queue_t                        queue;      /* of this worker's asks */
+    /* ad call */
+    ngx_http_kontext_ask_t            *init;       /* under way, or NULL */
+    ngx_http_kontext_ask_t            *ask;        /* the preload, as well */
     ngx_msec_t                         preload_time;
     kx_bid_t                           bids[KX_MAX_BIDS];
     ngx_uint_t                         nbids;
@@ -251,7 +415,7 @@ struct ngx_http_kontext_ctx_s {
 
     ngx_event_t                        wake;       /* posted */
     ngx_event_t                        grace;      /* timer */
-    ngx_event_t                        poll;       /* timer */
+    ngx_http_kontext_watch_t           watch;      /* of another one's ask */
     ngx_msec_t                         hold_start;
     ngx_msec_t                         hold_time;
     size_t                             injected;   /* bytes */
@@ -261,7 +425,6 @@ struct ngx_http_kontext_ctx_s {
     unsigned                           guess:1;    /* the body tells */
     unsigned                           derived:1;  /* the conversation's id */
     unsigned                           track_only:1;
-    unsigned                           asked:1;    /* in the queue */
     unsigned                           waiting:1;  /* asked by another one */
     unsigned                           header_seen:1;
     unsigned                           streaming:1;/* it is read along */
@@ -291,6 +454,10 @@ void ngx_http_kontext_bypass(ngx_http_kontext_ctx_t *ctx, kx_reason_e reason);
 void ngx_http_kontext_refuse(ngx_http_kontext_ctx_t *ctx, kx_reason_e reason);
 
 
+/* Can a session be one that the API knows? */
+#define ngx_http_kontext_has_api(klcf)  ((klcf)->main->api)
+
+
 /* variables */
 
 ngx_int_t ngx_http_kontext_add_variables(ngx_conf_t *cf);
@@ -300,12 +467,29 @@ ngx_int_t ngx_http_kontext_add_variables(ngx_conf_t *cf);
 
 ngx_int_t ngx_http_kontext_handler(ngx_http_request_t *r);
 
+/* Gives a request a context; NULL: no memory. */
+ngx_http_kontext_ctx_t *ngx_http_kontext_create_ctx(ngx_http_request_t *r,
+    ngx_http_kontext_loc_conf_t *klcf);
+
+/* A directive's value; left alone where there is none. */
+ngx_int_t ngx_http_kontext_value(ngx_http_request_t *r,
+    ngx_http_complex_value_t *cv, ngx_str_t *value);
+
+/* Is it one that can be sent in a header?  NGX_OK or NGX_DECLINED. */
+ngx_int_t ngx_http_kontext_check_token(ngx_str_t *token);
+
+/* alloc of a kx_pool_t; data is an nginx pool */
+void *ngx_http_kontext_alloc(void *data, size_t size);
+
+/* Is it application/json, or a type that ends with +json? */
+ngx_uint_t ngx_http_kontext_is_json(ngx_str_t *type);
+
 /*
- * The body in one piece; copy is what is to be released with ngx_free() when
- * it is not needed any more, or NULL.
+ * The body in one piece, of max bytes at most; copy is what is to be released
+ * with ngx_free() when it is not needed any more, or NULL.
  */
 kx_reason_e ngx_http_kontext_read_body(ngx_http_kontext_ctx_t *ctx,
-    ngx_str_t *body, u_char **copy);
+    size_t max, ngx_str_t *body, u_char **copy);
 
 /*
  * Understands the request and starts its ad calls, once.  Asks for nothing
@@ -324,11 +508,49 @@ void ngx_http_kontext_analyse_cancel(ngx_http_kontext_ctx_t *ctx);
 /* Asks for an ad, or finds out that none is to be asked for. */
 kx_reason_e ngx_http_kontext_turn(ngx_http_kontext_ctx_t *ctx);
 
+/* Keeps a skipCode or errCode for the variables. */
+void ngx_http_kontext_set_code(ngx_http_kontext_ctx_t *ctx,
+    const char *code);
+
 /* A newer turn of the user has made this one's ad useless. */
 void ngx_http_kontext_superseded(ngx_http_kontext_ctx_t *ctx);
 
 /* Gives up what is still under way for a request that is answered. */
 void ngx_http_kontext_end(ngx_http_kontext_ctx_t *ctx);
+
+
+/* ask */
+
+/*
+ * Makes what is to be asked for a turn, /init or /preload: ar is what may be
+ * said, with its messages.  ctx is who waits for the ad, or NULL.  NGX_OK, or
+ * NGX_ERROR: the session knows that nothing is asked.
+ */
+ngx_int_t ngx_http_kontext_ask(ngx_http_request_t *r,
+    ngx_http_kontext_call_e kind, ngx_http_kontext_turn_t *turn,
+    kx_ad_request_t *ar, ngx_http_kontext_ctx_t *ctx, ngx_msec_t timeout,
+    ngx_uint_t track_only);
+
+/* How long a preload may take: what /init has said, 0 if it did not, and less
+   if the operator wants so; ms */
+ngx_msec_t ngx_http_kontext_ask_timeout(ngx_http_kontext_loc_conf_t *klcf,
+    ngx_msec_t timeout);
+
+/* Cancels what this worker asks for older turns of a session. */
+void ngx_http_kontext_ask_supersede(ngx_http_kontext_turn_t *turn);
+
+/* Nobody waits for it any more: it goes on if its ad may be of use. */
+void ngx_http_kontext_ask_leave(ngx_http_kontext_ask_t *ask);
+
+/* Gives it up; the session is not told. */
+void ngx_http_kontext_ask_cancel(ngx_http_kontext_ask_t *ask);
+
+/* Has the call failed once, or is its answer known to be of no use? */
+ngx_uint_t ngx_http_kontext_ask_failing(ngx_http_kontext_ask_t *ask);
+
+/* Is nothing to be expected of it before that time (as ngx_current_msec)? */
+ngx_uint_t ngx_http_kontext_ask_later(ngx_http_kontext_ask_t *ask,
+    ngx_msec_t limit);
 
 
 /* zone: what a session has to say to a request, copied out of the memory */
@@ -340,8 +562,12 @@ typedef struct {
     u_char                             server_id[KX_ID_LEN];
     uint32_t                           timeout;    /* of /init, or 0 */
     uint64_t                           wall;       /* when the turn came */
+    ngx_uint_t                         created;
+    ngx_str_t                          options;    /* of the API, see there */
     kx_turn_state_e                    state;
     u_char                             code[KX_SESSION_CODE_LEN];
+    kx_bid_t                           bids[KX_MAX_BIDS];
+    ngx_uint_t                         nbids;
 } ngx_http_kontext_session_t;
 
 
@@ -349,64 +575,229 @@ typedef struct {
 void ngx_http_kontext_reuse(ngx_http_kontext_ctx_t *ctx,
     ngx_http_kontext_session_t *s);
 
+/* Takes the answer to the preload that this request has asked for. */
+void ngx_http_kontext_turn_answer(ngx_http_kontext_ctx_t *ctx,
+    kx_preload_answer_t *a);
+
 char *ngx_http_kontext_zone(ngx_conf_t *cf, ngx_command_t *cmd, void *conf);
 
 /* Adds the default zone where kontext is used and none was configured. */
 ngx_int_t ngx_http_kontext_zone_default(ngx_conf_t *cf);
 
+/* The zone that a request's sessions are in. */
+ngx_http_kontext_zone_t *ngx_http_kontext_zone_get(ngx_http_request_t *r);
+
+/* Bytes that nobody can guess.  NGX_OK or NGX_ERROR. */
+ngx_int_t ngx_http_kontext_random(u_char *p, size_t len);
+
 /* Secret keys that belong to the zone, of KX_SIP_KEY_LEN bytes each. */
 const u_char *ngx_http_kontext_zone_key(ngx_http_request_t *r);
 const u_char *ngx_http_kontext_text_key(ngx_http_request_t *r);
 
+/* Finds out which session it is: sets key and user of a turn with a zone. */
+void ngx_http_kontext_session_key(ngx_http_kontext_turn_t *turn,
+    ngx_str_t *token, ngx_str_t *conversation, ngx_str_t *user);
+
 /*
- * Opens the session of ctx->token, user and conversation for the turn whose
- * user message has this digest.  Fills in s, ctx->seq, init_seq and bids.
+ * Opens the session of a turn whose user message has this digest.  Fills in
+ * s, and seq and init_seq of the turn; turns is what zone_turned() compares.
  * NGX_OK, or NGX_DECLINED when there is no room.
  */
-ngx_int_t ngx_http_kontext_zone_turn(ngx_http_kontext_ctx_t *ctx,
-    u_char *message, ngx_http_kontext_session_t *s);
+ngx_int_t ngx_http_kontext_session_turn(ngx_http_kontext_turn_t *turn,
+    u_char *message, ngx_uint_t track_only, ngx_http_kontext_session_t *s,
+    ngx_atomic_uint_t *turns);
 
-/* Results of the calls; NGX_DECLINED: superseded, or the session is gone. */
-ngx_int_t ngx_http_kontext_zone_answer(ngx_http_kontext_ctx_t *ctx,
-    kx_preload_answer_t *a);
-void ngx_http_kontext_zone_init_answer(ngx_http_kontext_ctx_t *ctx,
-    kx_init_answer_t *a);
-void ngx_http_kontext_zone_cancel(ngx_http_kontext_ctx_t *ctx);
-void ngx_http_kontext_zone_init_cancel(ngx_http_kontext_ctx_t *ctx);
+/*
+ * Results of the calls; NGX_DECLINED: superseded, or another user's.  pool is
+ * for the events that they make.
+ */
+ngx_int_t ngx_http_kontext_session_answer(ngx_http_kontext_turn_t *turn,
+    kx_preload_answer_t *a, kx_pool_t *pool);
+void ngx_http_kontext_session_init_answer(ngx_http_kontext_turn_t *turn,
+    kx_init_answer_t *a, kx_pool_t *pool);
+void ngx_http_kontext_session_cancel(ngx_http_kontext_turn_t *turn);
+void ngx_http_kontext_session_init_cancel(ngx_http_kontext_turn_t *turn);
 
-/* Pairs the ad of the turn with the message ctx->message. */
-void ngx_http_kontext_zone_pair(ngx_http_kontext_ctx_t *ctx);
+/* The answer of the turn is this message: its ad goes there, now or later. */
+void ngx_http_kontext_session_assistant(ngx_http_kontext_turn_t *turn,
+    u_char *message, ngx_str_t *id);
+
+/* Is the session there, and the same user's?  NGX_OK or NGX_DECLINED. */
+ngx_int_t ngx_http_kontext_session_same(ngx_http_kontext_turn_t *turn);
 
 /*
  * Remembers of which conversation the answer ctx->answer.response_id is, if
  * the conversation has no name but the one that was made for it.
  */
-void ngx_http_kontext_zone_response(ngx_http_kontext_ctx_t *ctx);
+void ngx_http_kontext_session_response(ngx_http_kontext_ctx_t *ctx);
 
 /*
  * Looks up the conversation of an earlier answer: NGX_OK (ctx->conversation
  * is set), NGX_DECLINED (it is not known), NGX_ERROR (no memory).
  */
-ngx_int_t ngx_http_kontext_zone_previous(ngx_http_kontext_ctx_t *ctx,
+ngx_int_t ngx_http_kontext_session_previous(ngx_http_kontext_ctx_t *ctx,
     ngx_str_t *id);
 
 /*
  * Looks for the answer that another request has asked for, or for a newer
- * turn: NGX_OK (bids, and s unless it is NULL, are filled in), NGX_AGAIN,
- * NGX_DECLINED (superseded), NGX_ERROR (the session is gone).
+ * turn: NGX_OK (s, unless it is NULL, is filled in), NGX_AGAIN, NGX_DECLINED
+ * (superseded), NGX_ERROR (the session is gone).
  */
-ngx_int_t ngx_http_kontext_zone_look(ngx_http_kontext_ctx_t *ctx,
+ngx_int_t ngx_http_kontext_session_look(ngx_http_kontext_turn_t *turn,
     ngx_http_kontext_session_t *s);
 
-/* Has a turn started since that may be one of this session? */
-ngx_uint_t ngx_http_kontext_zone_turned(ngx_http_kontext_ctx_t *ctx);
+/* Has there been news since that may be of this session? */
+ngx_uint_t ngx_http_kontext_session_turned(ngx_http_kontext_turn_t *turn,
+    ngx_atomic_uint_t *turns);
+
+/* Takes the zone's lock, and repairs what a dead worker has left. */
+void ngx_http_kontext_zone_enter(ngx_http_kontext_zone_t *zone);
+void ngx_http_kontext_zone_leave(ngx_http_kontext_zone_t *zone);
+
+/* A clock that all workers share, ms. */
+#define ngx_http_kontext_now()  ((uint64_t) ngx_current_msec)
+
+/* ms since the epoch */
+uint64_t ngx_http_kontext_wall(void);
+
+
+/* wake */
+
+/*
+ * Opens the descriptors that belong to a zone, or takes those of the cycle
+ * before; NGX_OK or NGX_ERROR.  They are closed with the last cycle's pool.
+ */
+ngx_int_t ngx_http_kontext_fds_open(ngx_http_kontext_zone_t *zone,
+    ngx_http_kontext_zone_t *old, ngx_log_t *log);
+ngx_int_t ngx_http_kontext_fds_keep(ngx_conf_t *cf,
+    ngx_http_kontext_zone_t *zone);
+
+/* Of each worker. */
+ngx_int_t ngx_http_kontext_wake_init(ngx_cycle_t *cycle,
+    ngx_http_kontext_zone_t *zone);
+void ngx_http_kontext_wake_exit(ngx_http_kontext_zone_t *zone);
+
+/*
+ * Has the handler called whenever there may be news of the session of a key
+ * (KX_ID_LEN bytes), from any worker, and when this worker is about to end.
+ * Not within the lock.
+ */
+void ngx_http_kontext_watch(ngx_http_kontext_zone_t *zone,
+    ngx_http_kontext_watch_t *watch, const u_char *key);
+void ngx_http_kontext_unwatch(ngx_http_kontext_watch_t *watch);
+
+/*
+ * There is news of the session of a key: wakes the workers that watch it.
+ * Returns its count.  Not within the lock.
+ */
+ngx_atomic_uint_t ngx_http_kontext_touch(ngx_http_kontext_zone_t *zone,
+    const u_char *key);
+
+/* Counts an event stream; NGX_DECLINED: there are max of them already. */
+ngx_int_t ngx_http_kontext_stream_count(ngx_http_kontext_zone_t *zone,
+    ngx_uint_t max);
+void ngx_http_kontext_stream_uncount(void);
+
+
+/* feed: NGX_DECLINED is that there is no such session, unless it says so */
+
+/*
+ * Opens the session of a turn for the API.  init: /init is to be sent.
+ * NGX_DECLINED: there is no room.  NGX_ERROR: no random bytes.
+ */
+ngx_int_t ngx_http_kontext_feed_open(ngx_http_kontext_turn_t *turn,
+    ngx_str_t *user, ngx_str_t *conversation, ngx_http_kontext_view_t *view,
+    ngx_uint_t *init, ngx_uint_t *created);
+
+ngx_int_t ngx_http_kontext_feed_view(ngx_http_kontext_zone_t *zone,
+    ngx_http_kontext_view_t *view, ngx_http_kontext_sid_t *sid);
+
+/* KX_OK, KX_AGAIN, KX_DECLINED as kx_feed_set_options(); KX_ERROR: gone. */
+ngx_int_t ngx_http_kontext_feed_set_options(ngx_http_kontext_zone_t *zone,
+    ngx_http_kontext_sid_t *sid, uint32_t revision, ngx_str_t *options);
+
+/* Sets what belongs to the turn; KX_FEED_ASK: feed_start() is to follow. */
+kx_feed_e ngx_http_kontext_feed_message(ngx_http_kontext_zone_t *zone,
+    ngx_http_kontext_sid_t *sid, kx_api_message_t *m, u_char *digest,
+    ngx_http_kontext_turn_t *turn, ngx_uint_t *init);
+
+/*
+ * Sends the preload of a turn after a delay (ms), unless a newer one has come
+ * by then.  ar is what may be said, without its messages.  NGX_ERROR: the
+ * session knows that nothing is asked.
+ */
+ngx_int_t ngx_http_kontext_feed_start(ngx_http_request_t *r,
+    ngx_http_kontext_sid_t *sid, ngx_http_kontext_turn_t *turn,
+    kx_ad_request_t *ar, ngx_uint_t track_only, ngx_msec_t delay);
+
+/*
+ * Has a worker died with the preload of this session?  NGX_OK: it is this
+ * one's now, and feed_start() is to follow.
+ */
+ngx_int_t ngx_http_kontext_feed_orphan(ngx_http_kontext_view_t *view);
+
+/* NGX_DECLINED: the message has none. */
+ngx_int_t ngx_http_kontext_feed_ad(ngx_http_kontext_zone_t *zone,
+    ngx_http_kontext_sid_t *sid, ngx_str_t *id, ngx_array_t *placements,
+    kx_feed_ad_t *ad);
+
+/* NGX_DECLINED: there is no such bid. */
+ngx_int_t ngx_http_kontext_feed_bid(ngx_http_kontext_zone_t *zone,
+    ngx_http_kontext_sid_t *sid, u_char *id, kx_session_bid_t *bid);
+
+/* Returns the event's number, 0: there is no room, or no session. */
+uint64_t ngx_http_kontext_feed_event(ngx_http_kontext_zone_t *zone,
+    ngx_http_kontext_sid_t *sid, ngx_str_t *data, u_char *key);
+
+ngx_int_t ngx_http_kontext_feed_events(ngx_http_kontext_zone_t *zone,
+    ngx_http_kontext_sid_t *sid, uint64_t after, kx_feed_event_t *events,
+    ngx_uint_t *n, u_char *buf, size_t size, uint64_t *lost);
+
+ngx_int_t ngx_http_kontext_feed_close(ngx_http_kontext_zone_t *zone,
+    ngx_http_kontext_sid_t *sid, u_char *key);
+
+
+/* api, events */
+
+ngx_int_t ngx_http_kontext_api_handler(ngx_http_request_t *r);
+
+/*
+ * Makes the answer to r an event stream, which was counted already: of what
+ * comes after the client's Last-Event-ID.  newest is the number of the newest
+ * event; interval is how often a comment is sent, ms.
+ */
+ngx_int_t ngx_http_kontext_events(ngx_http_request_t *r,
+    ngx_http_kontext_sid_t *sid, ngx_http_kontext_turn_t *turn,
+    uint64_t newest, ngx_msec_t interval);
+
+
+/* report */
+
+/*
+ * Tell Kontext of a failure, if it may be told (turn->no_errors), and of a
+ * step of a session, if it was asked for (turn->debug); r is any request of
+ * the location, ar has the identities.  data is JSON.
+ */
+void ngx_http_kontext_report(ngx_http_request_t *r,
+    ngx_http_kontext_turn_t *turn, kx_ad_request_t *ar, const char *error,
+    const char *stack);
+void ngx_http_kontext_debug(ngx_http_request_t *r,
+    ngx_http_kontext_turn_t *turn, kx_ad_request_t *ar, const char *name,
+    const char *data);
 
 
 /* ad request */
 
-/* Puts together what may be said; strings are in r->pool or in place. */
-ngx_int_t ngx_http_kontext_ad_request(ngx_http_kontext_ctx_t *ctx,
-    kx_ad_request_t *ar);
+/*
+ * Puts together what directives and headers say, for a request that has its
+ * token, user and conversation; strings are in r->pool or in place.
+ */
+ngx_int_t ngx_http_kontext_ad_request(ngx_http_request_t *r,
+    ngx_http_kontext_loc_conf_t *klcf, kx_ad_request_t *ar);
+
+/* The name of the sdk that this is taken for. */
+ngx_int_t ngx_http_kontext_sdk_name(ngx_http_request_t *r,
+    ngx_http_kontext_params_t *params, ngx_str_t *name);
 
 /* The values of hardware.type (protocol.md 3.6), up to an empty string. */
 extern ngx_str_t  ngx_http_kontext_device_types[];
@@ -418,6 +809,10 @@ ngx_uint_t ngx_http_kontext_listed(ngx_str_t *value, ngx_str_t *list);
 ngx_int_t ngx_http_kontext_param(ngx_http_request_t *r,
     ngx_http_kontext_params_t *params, ngx_uint_t n, ngx_str_t *value);
 
+/* Adds a response header.  NGX_OK or NGX_ERROR. */
+ngx_int_t ngx_http_kontext_header_out(ngx_http_request_t *r, char *name,
+    ngx_str_t *value);
+
 /* The first request header of a lower case name, or an empty string. */
 void ngx_http_kontext_header(ngx_http_request_t *r, ngx_str_t *name,
     ngx_str_t *value);
@@ -425,15 +820,25 @@ void ngx_http_kontext_header(ngx_http_request_t *r, ngx_str_t *name,
 
 /* ad call */
 
-/* Sends /init or /preload; body is released.  NGX_OK or NGX_ERROR. */
+/*
+ * Makes a call in a pool of its own, call->request->pool; from is the request
+ * whose location and client it is made for, klcf what was configured when it
+ * came.  The caller sets token, timeout (ms), handler, failed and ask.  NULL:
+ * no memory.
+ */
+ngx_http_kontext_call_t *ngx_http_kontext_call_create(
+    ngx_http_request_t *from, ngx_http_kontext_loc_conf_t *klcf,
+    ngx_http_kontext_call_e kind);
+
+/*
+ * Sends it; body is released, NULL is no memory.  The handler is called once,
+ * and the call is freed after it.  NGX_ERROR: it is freed, without a word.
+ */
 ngx_int_t ngx_http_kontext_call_start(ngx_http_kontext_call_t *call,
     char *body, size_t len);
 
-/* Gives a call up, without a word.  Safe at any time. */
+/* Gives a call up, without a word: it is freed, soon. */
 void ngx_http_kontext_call_cancel(ngx_http_kontext_call_t *call);
-
-/* Is the answer known to be too large, although it is not done? */
-ngx_uint_t ngx_http_kontext_call_overflowed(ngx_http_kontext_call_t *call);
 
 /* The call whose subrequest r is, or NULL. */
 ngx_http_kontext_call_t *ngx_http_kontext_call_of(ngx_http_request_t *r);
@@ -442,6 +847,18 @@ ngx_int_t ngx_http_kontext_call_header(ngx_http_request_t *r,
     ngx_http_kontext_call_t *call);
 ngx_int_t ngx_http_kontext_call_body(ngx_http_request_t *r,
     ngx_http_kontext_call_t *call, ngx_chain_t *in);
+
+
+/* detach */
+
+/*
+ * A request that outlives the one it is made from: the same location, server
+ * and client address, nothing else.  It is its own main request, and owns
+ * itself: ngx_http_kontext_detach_free() ends it and what it has under way.
+ * NULL: no memory.
+ */
+ngx_http_request_t *ngx_http_kontext_detach(ngx_http_request_t *from);
+void ngx_http_kontext_detach_free(ngx_http_request_t *r);
 
 
 /* retract */

@@ -1,16 +1,16 @@
 /*
  * Copyright (C) the ngx_http_kontext_module authors
  *
- * Ad calls are background subrequests: no other kind leaves the first byte
- * of the answer alone.  Their answers are captured here, within bounds, and
- * no failure of theirs ever becomes one of the client's connection.
+ * Calls of the ad server are background subrequests of detached requests:
+ * they neither keep back the first byte of an answer nor the next request of
+ * its client.  Their answers are captured here, within bounds.
  */
 
 
 #include "ngx_http_kontext.h"
 
 
-#define NGX_HTTP_KONTEXT_RETRIES  3
+#define NGX_HTTP_KONTEXT_RETRIES  3     /* of /init and of /preload */
 
 
 static ngx_int_t ngx_http_kontext_call_send(ngx_http_kontext_call_t *call);
@@ -27,65 +27,97 @@ static void ngx_http_kontext_call_result(ngx_http_kontext_call_t *call);
 static void ngx_http_kontext_call_timer(ngx_event_t *ev);
 static void ngx_http_kontext_call_close(ngx_http_kontext_call_t *call);
 static void ngx_http_kontext_call_drop(ngx_http_request_t *sr);
+static void ngx_http_kontext_call_post(ngx_http_kontext_call_t *call);
+static void ngx_http_kontext_call_event(ngx_event_t *ev);
 
 
 static ngx_str_t  ngx_http_kontext_post = ngx_string("POST");
+
+
+/* in the order of ngx_http_kontext_call_e */
+
+static ngx_str_t  ngx_http_kontext_paths[] = {
+    ngx_string("/init"),
+    ngx_string("/preload"),
+    ngx_string("/error"),
+    ngx_string("/debug")
+};
+
+
+ngx_http_kontext_call_t *
+ngx_http_kontext_call_create(ngx_http_request_t *from,
+    ngx_http_kontext_loc_conf_t *klcf, ngx_http_kontext_call_e kind)
+{
+    ngx_http_request_t       *r;
+    ngx_http_kontext_call_t  *call;
+
+    r = ngx_http_kontext_detach(from);
+    if (r == NULL) {
+        return NULL;
+    }
+
+    call = ngx_pcalloc(r->pool, sizeof(ngx_http_kontext_call_t));
+    if (call == NULL) {
+        ngx_http_kontext_detach_free(r);
+        return NULL;
+    }
+
+    call->request = r;
+    call->kind = kind;
+    call->conf = klcf;
+
+    call->timer.handler = ngx_http_kontext_call_timer;
+    call->timer.data = call;
+    call->timer.log = r->connection->log;
+
+    call->event.handler = ngx_http_kontext_call_event;
+    call->event.data = call;
+    call->event.log = r->connection->log;
+
+    call->active = 1;
+
+    return call;
+}
 
 
 ngx_int_t
 ngx_http_kontext_call_start(ngx_http_kontext_call_t *call, char *body,
     size_t len)
 {
-    u_char                  *p;
-    ngx_str_t               *prefix;
-    ngx_http_request_t      *r;
-    ngx_http_kontext_ctx_t  *ctx;
+    ngx_str_t           *prefix, *path;
+    ngx_http_request_t  *r;
 
-    ctx = call->ctx;
-    r = ctx->request;
+    r = call->request;
 
-    call->body.data = ngx_pnalloc(r->pool, len);
+    call->body.data = body ? ngx_pnalloc(r->pool, len) : NULL;
 
     if (call->body.data) {
         ngx_memcpy(call->body.data, body, len);
         call->body.len = len;
     }
 
-    kx_protocol_free(body);
-
-    if (call->body.data == NULL) {
-        return NGX_ERROR;
+    if (body) {
+        kx_protocol_free(body);
     }
 
-    prefix = &ctx->conf->ad_server;
+    prefix = &call->conf->ad_server;
+    path = &ngx_http_kontext_paths[call->kind];
 
-    call->uri.len = prefix->len + (call->preload ? sizeof("/preload") - 1
-                                                 : sizeof("/init") - 1);
-
+    call->uri.len = prefix->len + path->len;
     call->uri.data = ngx_pnalloc(r->pool, call->uri.len);
-    if (call->uri.data == NULL) {
+
+    if (call->body.data == NULL || call->uri.data == NULL) {
+        ngx_http_kontext_call_cancel(call);
         return NGX_ERROR;
     }
 
-    p = ngx_cpymem(call->uri.data, prefix->data, prefix->len);
+    ngx_memcpy(ngx_cpymem(call->uri.data, prefix->data, prefix->len),
+               path->data, path->len);
 
-    if (call->preload) {
-        ngx_memcpy(p, "/preload", sizeof("/preload") - 1);
-
-    } else {
-        ngx_memcpy(p, "/init", sizeof("/init") - 1);
-    }
-
-    call->timer.handler = ngx_http_kontext_call_timer;
-    call->timer.data = call;
-    call->timer.log = r->connection->log;
-
-    call->attempt = 0;
     call->started = ngx_current_msec;
-    call->active = 1;
 
     if (ngx_http_kontext_call_send(call) != NGX_OK) {
-        call->active = 0;
+        ngx_http_kontext_call_cancel(call);
         return NGX_ERROR;
     }
 
@@ -99,7 +131,7 @@ ngx_http_kontext_call_send(ngx_http_kontext_call_t *call)
     ngx_http_request_t          *r, *sr;
     ngx_http_post_subrequest_t  *ps;
 
-    r = call->ctx->request;
+    r = call->request;
 
     call->status = 0;
     call->len = 0;
@@ -121,6 +153,8 @@ ngx_http_kontext_call_send(ngx_http_kontext_call_t *call)
         return NGX_ERROR;
     }
 
+    ngx_http_kontext_call_post(call);
+
     if (ngx_http_kontext_call_request(call, sr) != NGX_OK) {
 
         /* it is posted already: it shall do nothing but end */
@@ -130,6 +164,10 @@ ngx_http_kontext_call_send(ngx_http_kontext_call_t *call)
     }
 
     call->sr = sr;
+
+    /* it is all that its connection has: nothing shall wait for another */
+
+    r->connection->data = sr;
 
     ngx_add_timer(&call->timer, call->timeout);
 
@@ -183,15 +221,18 @@ ngx_http_kontext_call_request(ngx_http_kontext_call_t *call,
         return NGX_ERROR;
     }
 
-    if (ngx_http_kontext_call_push(sr, &token, &call->ctx->token, &h)
-        != NGX_OK)
+    /* protocol.md 1.1: reports have no token in their header */
+
+    if ((call->kind == NGX_HTTP_KONTEXT_CALL_INIT
+         || call->kind == NGX_HTTP_KONTEXT_CALL_PRELOAD)
+        && ngx_http_kontext_call_push(sr, &token, &call->token, &h) != NGX_OK)
     {
         return NGX_ERROR;
     }
 
-    if (call->preload) {
+    if (call->kind == NGX_HTTP_KONTEXT_CALL_PRELOAD) {
 
-        if (call->ctx->track_only) {
+        if (call->track_only) {
             ngx_str_set(&flag, "1");
 
         } else {
@@ -373,34 +414,12 @@ ngx_http_kontext_call_body(ngx_http_request_t *r,
 }
 
 
-/*
- * A buffered answer does not reach our body filter before its end, and one
- * that outgrows the buffers not at all: the pipe then waits for a client
- * connection that belongs to the main request.
- */
-
-ngx_uint_t
-ngx_http_kontext_call_overflowed(ngx_http_kontext_call_t *call)
-{
-    ngx_http_upstream_t  *u;
-
-    if (call->overflow) {
-        return 1;
-    }
-
-    u = call->sr ? call->sr->upstream : NULL;
-
-    return u && u->buffering && u->pipe
-           && u->pipe->read_length > KX_MAX_ANSWER;
-}
-
-
 /* in the subrequest's own filters, so that it is to be ended from outside */
 
 static void
 ngx_http_kontext_call_abandon(ngx_http_kontext_call_t *call)
 {
-    ngx_log_error(NGX_LOG_INFO, call->ctx->request->connection->log, 0,
+    ngx_log_error(NGX_LOG_INFO, call->request->connection->log, 0,
                   "kontext: the ad server's answer to \"%V\" is larger than "
                   "%d bytes", &call->uri, KX_MAX_ANSWER);
 
@@ -423,6 +442,7 @@ ngx_http_kontext_call_done(ngx_http_request_t *sr, void *data, ngx_int_t rc)
 
     if (call->sr == sr && call->active) {
         call->sr = NULL;
+        call->request->connection->data = call->request;
 
         if (call->timer.timer_set) {
             ngx_del_timer(&call->timer);
@@ -433,7 +453,7 @@ ngx_http_kontext_call_done(ngx_http_request_t *sr, void *data, ngx_int_t rc)
         ngx_http_kontext_call_result(call);
     }
 
-    /* whatever came of it must not touch the client's connection */
+    /* or nginx would make an error page of it */
 
     return NGX_OK;
 }
@@ -488,28 +508,33 @@ ngx_http_kontext_call_status(ngx_http_kontext_call_t *call,
 static void
 ngx_http_kontext_call_result(ngx_http_kontext_call_t *call)
 {
+    ngx_uint_t  retries;
     ngx_msec_t  delay;
 
     if (call->status == NGX_HTTP_TOO_MANY_REQUESTS) {
         call->status = 0;
     }
 
+    retries = (call->kind == NGX_HTTP_KONTEXT_CALL_INIT
+               || call->kind == NGX_HTTP_KONTEXT_CALL_PRELOAD)
+              ? NGX_HTTP_KONTEXT_RETRIES : 0;
+
     /* protocol.md 1.2; an answer that was too large would be so again */
 
-    if (call->status == 0 && !call->overflow
-        && call->attempt < NGX_HTTP_KONTEXT_RETRIES
-        && !call->ctx->ended)
+    if (call->status == 0 && !call->overflow && call->attempt < retries
+        && !ngx_exiting)
     {
+
         delay = 1000 << call->attempt++;
 
-        ngx_log_debug2(NGX_LOG_DEBUG_HTTP, call->ctx->request->connection->log,
-                       0, "kontext call \"%V\" failed, again in %M ms",
+        ngx_log_debug2(NGX_LOG_DEBUG_HTTP, call->request->connection->log, 0,
+                       "kontext call \"%V\" failed, again in %M ms",
                        &call->uri, delay);
 
         ngx_add_timer(&call->timer, delay);
 
-        if (call->preload) {
-            ngx_http_kontext_hold_wake(call->ctx);
+        if (call->failed) {
+            call->failed(call);
         }
 
         return;
@@ -517,12 +542,7 @@ ngx_http_kontext_call_result(ngx_http_kontext_call_t *call)
 
     call->active = 0;
 
-    /* a long history is not to be kept as long as the answer streams */
-
-    if (call->body.len > call->ctx->request->pool->max) {
-        (void) ngx_pfree(call->ctx->request->pool, call->body.data);
-        call->body.len = 0;
-    }
+    ngx_http_kontext_call_post(call);
 
     call->handler(call);
 }
@@ -533,22 +553,12 @@ ngx_http_kontext_call_result(ngx_http_kontext_call_t *call)
 static void
 ngx_http_kontext_call_timer(ngx_event_t *ev)
 {
-    ngx_connection_t         *c;
-    ngx_http_request_t       *r;
     ngx_http_kontext_call_t  *call;
 
     call = ev->data;
-    r = call->ctx->request;
-    c = r->connection;
-
-    ngx_http_set_log_request(c->log, r);
-
-    /* ending the subrequest must not end the request under our feet */
-
-    r->main->count++;
 
     if (call->sr) {
-        ngx_log_debug1(NGX_LOG_DEBUG_HTTP, c->log, 0,
+        ngx_log_debug1(NGX_LOG_DEBUG_HTTP, call->request->connection->log, 0,
                        "kontext call \"%V\" is given up", &call->uri);
 
         ngx_http_kontext_call_close(call);
@@ -556,14 +566,17 @@ ngx_http_kontext_call_timer(ngx_event_t *ev)
         call->status = 0;
         ngx_http_kontext_call_result(call);
 
-    } else if (ngx_http_kontext_call_send(call) != NGX_OK) {
-        call->active = 0;
-        call->handler(call);
+        return;
     }
 
-    ngx_http_finalize_request(r, NGX_DONE);
+    if (ngx_http_kontext_call_send(call) != NGX_OK) {
+        call->active = 0;
+        call->status = 0;
 
-    ngx_http_run_posted_requests(c);
+        ngx_http_kontext_call_post(call);
+
+        call->handler(call);
+    }
 }
 
 
@@ -574,7 +587,7 @@ ngx_http_kontext_call_cancel(ngx_http_kontext_call_t *call)
         return;
     }
 
-    ngx_log_debug1(NGX_LOG_DEBUG_HTTP, call->ctx->request->connection->log, 0,
+    ngx_log_debug1(NGX_LOG_DEBUG_HTTP, call->request->connection->log, 0,
                    "kontext call \"%V\" is cancelled", &call->uri);
 
     call->active = 0;
@@ -584,13 +597,15 @@ ngx_http_kontext_call_cancel(ngx_http_kontext_call_t *call)
     }
 
     ngx_http_kontext_call_close(call);
+
+    ngx_http_kontext_call_post(call);
 }
 
 
 /*
  * nginx has no call that ends a subrequest from outside.  Its upstream's own
  * cleanup does it: it closes the connection and drops the reference to the
- * main request, which has another one as long as it is not answered.
+ * detached request, which has another one as long as it is there.
  */
 
 static void
@@ -606,6 +621,7 @@ ngx_http_kontext_call_close(ngx_http_kontext_call_t *call)
     }
 
     call->sr = NULL;
+    call->request->connection->data = call->request;
 
     u = sr->upstream;
 
@@ -627,4 +643,34 @@ static void
 ngx_http_kontext_call_drop(ngx_http_request_t *sr)
 {
     ngx_http_finalize_request(sr, NGX_OK);
+}
+
+
+/*
+ * Neither is a subrequest run in the middle of another request, nor is a
+ * call freed in the middle of its own.
+ */
+
+static void
+ngx_http_kontext_call_post(ngx_http_kontext_call_t *call)
+{
+    if (!call->event.posted) {
+        ngx_post_event(&call->event, &ngx_posted_events);
+    }
+}
+
+
+static void
+ngx_http_kontext_call_event(ngx_event_t *ev)
+{
+    ngx_http_kontext_call_t  *call;
+
+    call = ev->data;
+
+    if (!call->active) {
+        ngx_http_kontext_detach_free(call->request);
+        return;
+    }
+
+    ngx_http_run_posted_requests(call->request->connection);
 }

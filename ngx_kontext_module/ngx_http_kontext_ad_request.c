@@ -10,10 +10,10 @@
 #define NGX_HTTP_KONTEXT_MAX_GPP_SID  32
 
 
-static ngx_int_t ngx_http_kontext_sdk(ngx_http_kontext_ctx_t *ctx,
-    kx_ad_request_t *ar);
-static ngx_int_t ngx_http_kontext_install_id(ngx_http_kontext_ctx_t *ctx,
-    kx_ad_request_t *ar);
+static ngx_int_t ngx_http_kontext_sdk(ngx_http_request_t *r,
+    ngx_http_kontext_params_t *params, kx_ad_request_t *ar);
+static ngx_int_t ngx_http_kontext_install_id(ngx_http_request_t *r,
+    ngx_http_complex_value_t *cv, kx_ad_request_t *ar);
 static ngx_int_t ngx_http_kontext_device(ngx_http_request_t *r,
     ngx_http_kontext_params_t *params, kx_device_t *device);
 static ngx_int_t ngx_http_kontext_character(ngx_http_request_t *r,
@@ -62,40 +62,18 @@ static ngx_http_kontext_device_header_t  ngx_http_kontext_device_headers[] = {
 
 
 ngx_int_t
-ngx_http_kontext_ad_request(ngx_http_kontext_ctx_t *ctx, kx_ad_request_t *ar)
+ngx_http_kontext_ad_request(ngx_http_request_t *r,
+    ngx_http_kontext_loc_conf_t *klcf, kx_ad_request_t *ar)
 {
-    ngx_str_t                     value;
-    ngx_http_request_t           *r;
-    ngx_http_kontext_loc_conf_t  *klcf;
-
-    r = ctx->request;
-    klcf = ctx->conf;
-
-    ar->publisher_token = ctx->token;
-    ar->user_id = ctx->user;
-    ar->conversation_id = ctx->conversation;
-
     ar->placements = klcf->placements->elts;
     ar->nplacements = klcf->placements->nelts;
 
-    if (klcf->variant_id) {
-        if (ngx_http_complex_value(r, klcf->variant_id, &value) != NGX_OK) {
-            return NGX_ERROR;
-        }
-
-        ar->variant_id = value;
-    }
-
-    if (klcf->user_email) {
-        if (ngx_http_complex_value(r, klcf->user_email, &value) != NGX_OK) {
-            return NGX_ERROR;
-        }
-
-        ar->user_email = value;
-    }
-
-    if (ngx_http_kontext_sdk(ctx, ar) != NGX_OK
-        || ngx_http_kontext_install_id(ctx, ar) != NGX_OK
+    if (ngx_http_kontext_value(r, klcf->variant_id, &ar->variant_id)
+        != NGX_OK
+        || ngx_http_kontext_value(r, klcf->user_email, &ar->user_email)
+           != NGX_OK
+        || ngx_http_kontext_sdk(r, klcf->sdk, ar) != NGX_OK
+        || ngx_http_kontext_install_id(r, klcf->install_id, ar) != NGX_OK
         || ngx_http_kontext_device(r, klcf->device, &ar->device) != NGX_OK
         || ngx_http_kontext_character(r, klcf->character, &ar->character)
            != NGX_OK
@@ -110,16 +88,14 @@ ngx_http_kontext_ad_request(ngx_http_kontext_ctx_t *ctx, kx_ad_request_t *ar)
 
 
 static ngx_int_t
-ngx_http_kontext_sdk(ngx_http_kontext_ctx_t *ctx, kx_ad_request_t *ar)
+ngx_http_kontext_sdk(ngx_http_request_t *r, ngx_http_kontext_params_t *params,
+    kx_ad_request_t *ar)
 {
-    ngx_str_t                   value;
-    ngx_http_request_t         *r;
-    ngx_http_kontext_params_t  *params;
+    ngx_str_t  value;
 
-    r = ctx->request;
-    params = ctx->conf->sdk;
-
-    ar->sdk_name = ctx->sdk_name;
+    if (ngx_http_kontext_sdk_name(r, params, &ar->sdk_name) != NGX_OK) {
+        return NGX_ERROR;
+    }
 
     if (ngx_http_kontext_param(r, params, NGX_HTTP_KONTEXT_SDK_PLATFORM,
                                &value)
@@ -151,15 +127,31 @@ ngx_http_kontext_sdk(ngx_http_kontext_ctx_t *ctx, kx_ad_request_t *ar)
 }
 
 
-static ngx_int_t
-ngx_http_kontext_install_id(ngx_http_kontext_ctx_t *ctx, kx_ad_request_t *ar)
+ngx_int_t
+ngx_http_kontext_sdk_name(ngx_http_request_t *r,
+    ngx_http_kontext_params_t *params, ngx_str_t *name)
 {
-    u_char              *p;
-    u_char               id[KX_ID_LEN];
-    ngx_str_t            value;
-    ngx_http_request_t  *r;
+    if (ngx_http_kontext_param(r, params, NGX_HTTP_KONTEXT_SDK_NAME, name)
+        != NGX_OK)
+    {
+        return NGX_ERROR;
+    }
 
-    r = ctx->request;
+    if (name->len == 0) {
+        ngx_str_set(name, "sdk-js");
+    }
+
+    return NGX_OK;
+}
+
+
+static ngx_int_t
+ngx_http_kontext_install_id(ngx_http_request_t *r,
+    ngx_http_complex_value_t *cv, kx_ad_request_t *ar)
+{
+    u_char     *p;
+    u_char      id[KX_ID_LEN];
+    ngx_str_t   value;
 
     p = ngx_pnalloc(r->pool, KX_UUID_LEN);
     if (p == NULL) {
@@ -169,11 +161,9 @@ ngx_http_kontext_install_id(ngx_http_kontext_ctx_t *ctx, kx_ad_request_t *ar)
     ar->install_id.len = KX_UUID_LEN;
     ar->install_id.data = p;
 
-    if (ctx->conf->install_id) {
+    if (cv) {
 
-        if (ngx_http_complex_value(r, ctx->conf->install_id, &value)
-            != NGX_OK)
-        {
+        if (ngx_http_complex_value(r, cv, &value) != NGX_OK) {
             return NGX_ERROR;
         }
 
@@ -502,4 +492,28 @@ ngx_http_kontext_header(ngx_http_request_t *r, ngx_str_t *name,
             return;
         }
     }
+}
+
+
+ngx_int_t
+ngx_http_kontext_header_out(ngx_http_request_t *r, char *name,
+    ngx_str_t *value)
+{
+    ngx_table_elt_t  *h;
+
+    h = ngx_list_push(&r->headers_out.headers);
+    if (h == NULL) {
+        return NGX_ERROR;
+    }
+
+    h->hash = 1;
+    h->key.data = (u_char *) name;
+    h->key.len = ngx_strlen(name);
+    h->value = *value;
+
+#if (nginx_version >= 1023000)
+    h->next = NULL;
+#endif
+
+    return NGX_OK;
 }

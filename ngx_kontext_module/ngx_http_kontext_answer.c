@@ -181,8 +181,13 @@ ngx_http_kontext_answer_finish(ngx_http_kontext_ctx_t *ctx)
         ngx_http_kontext_refuse(ctx, KX_REASON_NO_MEMORY);
     }
 
+    if (rc == KX_OK && ctx->reason == KX_REASON_NONE && !ctx->track_only) {
+        ngx_http_kontext_session_assistant(&ctx->turn, ctx->message,
+                                           &ctx->message_id);
+    }
+
     if (ctx->answer.response_id.len) {
-        ngx_http_kontext_zone_response(ctx);
+        ngx_http_kontext_session_response(ctx);
     }
 }
 

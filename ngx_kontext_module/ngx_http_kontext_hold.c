@@ -9,12 +9,10 @@
 #include "ngx_http_kontext.h"
 
 
-#define NGX_HTTP_KONTEXT_POLL  10    /* ms */
-
-
 static void ngx_http_kontext_hold_wait(ngx_http_kontext_ctx_t *ctx);
 static ngx_int_t ngx_http_kontext_hold_ad(ngx_http_kontext_ctx_t *ctx,
     ngx_chain_t ***ll, u_char **p);
+static void ngx_http_kontext_hold_news(ngx_http_kontext_watch_t *watch);
 static void ngx_http_kontext_hold_event(ngx_event_t *ev);
 static void ngx_http_kontext_hold_resume(ngx_http_kontext_ctx_t *ctx);
 
@@ -101,20 +99,32 @@ ngx_http_kontext_hold_wait(ngx_http_kontext_ctx_t *ctx)
     ngx_add_timer(&ctx->grace, grace);
 
     if (ctx->waiting) {
-        ctx->poll.handler = ngx_http_kontext_hold_event;
-        ctx->poll.data = ctx;
-        ctx->poll.log = log;
 
-        ngx_add_timer(&ctx->poll, NGX_HTTP_KONTEXT_POLL);
+        /* for another request, which may be in another worker */
+
+        ctx->watch.handler = ngx_http_kontext_hold_news;
+        ctx->watch.data = ctx;
+
+        ngx_http_kontext_watch(ctx->turn.zone, &ctx->watch, ctx->turn.key);
+
+        if (ngx_http_kontext_session_look(&ctx->turn, NULL) != NGX_AGAIN) {
+            ngx_http_kontext_hold_wake(ctx);
+        }
     }
+}
+
+
+static void
+ngx_http_kontext_hold_news(ngx_http_kontext_watch_t *watch)
+{
+    ngx_http_kontext_hold_wake(watch->data);
 }
 
 
 ngx_uint_t
 ngx_http_kontext_hold_over(ngx_http_kontext_ctx_t *ctx)
 {
-    ngx_event_t                 *timer;
-    ngx_http_kontext_session_t   s;
+    ngx_http_kontext_session_t  s;
 
     if (ctx->expired || ctx->reason != KX_REASON_NONE
         || ctx->status != NGX_HTTP_KONTEXT_PENDING)
@@ -124,7 +134,7 @@ ngx_http_kontext_hold_over(ngx_http_kontext_ctx_t *ctx)
 
     if (ctx->waiting) {
 
-        switch (ngx_http_kontext_zone_look(ctx, &s)) {
+        switch (ngx_http_kontext_session_look(&ctx->turn, &s)) {
 
         case NGX_OK:
             ngx_http_kontext_reuse(ctx, &s);
@@ -142,12 +152,11 @@ ngx_http_kontext_hold_over(ngx_http_kontext_ctx_t *ctx)
             break;
         }
 
-    } else if (!ctx->preload.active) {
+    } else if (ctx->ask == NULL) {
         return 1;
     }
 
     if (ctx->conf->grace == 0
-        || ngx_http_kontext_call_overflowed(&ctx->preload)
         || ctx->conf->inject == NGX_HTTP_KONTEXT_INJECT_NONE)
     {
         return 1;
@@ -155,12 +164,9 @@ ngx_http_kontext_hold_over(ngx_http_kontext_ctx_t *ctx)
 
     /* the next attempt comes too late anyway */
 
-    timer = &ctx->preload.timer;
-
-    return ctx->preload.active && ctx->preload.sr == NULL
-           && timer->timer_set
-           && (ngx_msec_int_t) (timer->timer.key - ctx->hold_start)
-              >= (ngx_msec_int_t) ctx->conf->grace;
+    return ctx->ask
+           && ngx_http_kontext_ask_later(ctx->ask,
+                                         ctx->hold_start + ctx->conf->grace);
 }
 
 
@@ -182,14 +188,10 @@ ngx_http_kontext_hold_release(ngx_http_kontext_ctx_t *ctx, ngx_chain_t ***ll)
         ngx_del_timer(&ctx->grace);
     }
 
-    if (ctx->poll.timer_set) {
-        ngx_del_timer(&ctx->poll);
-    }
+    ngx_http_kontext_unwatch(&ctx->watch);
 
     if (ctx->status == NGX_HTTP_KONTEXT_PENDING
-        && !(ctx->preload.active
-             && (ctx->preload.attempt
-                 || ngx_http_kontext_call_overflowed(&ctx->preload))))
+        && !(ctx->ask && ngx_http_kontext_ask_failing(ctx->ask)))
     {
         ngx_http_kontext_refuse(ctx, KX_REASON_LATE);
     }
@@ -249,8 +251,6 @@ ngx_http_kontext_hold_ad(ngx_http_kontext_ctx_t *ctx, ngx_chain_t ***ll,
         ctx->injected += place->before.len + payload.len + place->after.len;
     }
 
-    ngx_http_kontext_zone_pair(ctx);
-
     return NGX_OK;
 }
 
@@ -305,11 +305,6 @@ ngx_http_kontext_hold_resume(ngx_http_kontext_ctx_t *ctx)
     r = ctx->request;
 
     if (!ngx_http_kontext_hold_over(ctx)) {
-
-        if (ctx->waiting && !ctx->poll.timer_set) {
-            ngx_add_timer(&ctx->poll, NGX_HTTP_KONTEXT_POLL);
-        }
-
         return;
     }
 

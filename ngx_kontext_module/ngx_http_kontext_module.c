@@ -43,6 +43,11 @@ static char *ngx_http_kontext_placements(ngx_conf_t *cf, ngx_command_t *cmd,
     void *conf);
 static char *ngx_http_kontext_params(ngx_conf_t *cf, ngx_command_t *cmd,
     void *conf);
+static char *ngx_http_kontext_api(ngx_conf_t *cf, ngx_command_t *cmd,
+    void *conf);
+static char *ngx_http_kontext_api_origin(ngx_conf_t *cf, ngx_command_t *cmd,
+    void *conf);
+static ngx_uint_t ngx_http_kontext_is_origin(ngx_str_t *value);
 static ngx_int_t ngx_http_kontext_check_param(ngx_conf_t *cf,
     ngx_str_t *names, ngx_uint_t n, ngx_str_t *value);
 
@@ -54,6 +59,8 @@ static ngx_int_t ngx_http_kontext_default_value(ngx_conf_t *cf,
     ngx_http_complex_value_t **cv, ngx_str_t *value);
 static ngx_int_t ngx_http_kontext_preconfiguration(ngx_conf_t *cf);
 static ngx_int_t ngx_http_kontext_postconfiguration(ngx_conf_t *cf);
+static ngx_int_t ngx_http_kontext_init_process(ngx_cycle_t *cycle);
+static void ngx_http_kontext_exit_process(ngx_cycle_t *cycle);
 static ngx_int_t ngx_http_kontext_check_location(ngx_conf_t *cf,
     ngx_http_kontext_location_t *location);
 static ngx_http_core_loc_conf_t *ngx_http_kontext_find_location(
@@ -196,7 +203,7 @@ static ngx_command_t  ngx_http_kontext_commands[] = {
       NULL },
 
     { ngx_string("kontext_zone"),
-      NGX_HTTP_MAIN_CONF|NGX_CONF_TAKE12,
+      NGX_HTTP_MAIN_CONF|NGX_CONF_TAKE1234,
       ngx_http_kontext_zone,
       NGX_HTTP_MAIN_CONF_OFFSET,
       0,
@@ -349,6 +356,20 @@ static ngx_command_t  ngx_http_kontext_commands[] = {
       offsetof(ngx_http_kontext_loc_conf_t, max_body),
       NULL },
 
+    { ngx_string("kontext_api"),
+      NGX_HTTP_LOC_CONF|NGX_CONF_NOARGS|NGX_CONF_TAKE1,
+      ngx_http_kontext_api,
+      NGX_HTTP_LOC_CONF_OFFSET,
+      0,
+      NULL },
+
+    { ngx_string("kontext_api_origin"),
+      NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF|NGX_CONF_1MORE,
+      ngx_http_kontext_api_origin,
+      NGX_HTTP_LOC_CONF_OFFSET,
+      0,
+      NULL },
+
       ngx_null_command
 };
 
@@ -375,10 +396,10 @@ ngx_module_t  ngx_http_kontext_module = {
     NGX_HTTP_MODULE,                       /* module type */
     NULL,                                  /* init master */
     NULL,                                  /* init module */
-    NULL,                                  /* init process */
+    ngx_http_kontext_init_process,         /* init process */
     NULL,                                  /* init thread */
     NULL,                                  /* exit thread */
-    NULL,                                  /* exit process */
+    ngx_http_kontext_exit_process,         /* exit process */
     NULL,                                  /* exit master */
     NGX_MODULE_V1_PADDING
 };
@@ -823,6 +844,150 @@ ngx_http_kontext_params(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
 }
 
 
+static char *
+ngx_http_kontext_api(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
+{
+    ngx_http_kontext_loc_conf_t *klcf = conf;
+
+    ngx_str_t                 *value, s;
+    ngx_uint_t                 prefix;
+    ngx_http_core_loc_conf_t  *clcf;
+
+    if (klcf->api) {
+        return "is duplicate";
+    }
+
+    clcf = ngx_http_conf_get_module_loc_conf(cf, ngx_http_core_module);
+
+    prefix = clcf->name.len && !clcf->named && !clcf->exact_match;
+
+#if (NGX_PCRE)
+    prefix = prefix && clcf->regex == NULL;
+#endif
+
+    if (!prefix) {
+        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
+                           "\"kontext_api\" is in location \"%V\", it must be "
+                           "in one with a prefix, such as "
+                           "\"location /kontext/\"", &clcf->name);
+        return NGX_CONF_ERROR;
+    }
+
+    klcf->api = 1;
+    klcf->api_ping = NGX_HTTP_KONTEXT_PING;
+
+    clcf->handler = ngx_http_kontext_api_handler;
+
+    if (cf->args->nelts == 1) {
+        return NGX_CONF_OK;
+    }
+
+    value = cf->args->elts;
+
+    if (ngx_strncmp(value[1].data, "ping=", 5) != 0) {
+        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
+                           "invalid parameter \"%V\" in \"kontext_api\", it "
+                           "must be \"ping=time\"", &value[1]);
+        return NGX_CONF_ERROR;
+    }
+
+    s.data = value[1].data + 5;
+    s.len = value[1].len - 5;
+
+    klcf->api_ping = ngx_parse_time(&s, 0);
+
+    if (klcf->api_ping == (ngx_msec_t) NGX_ERROR || klcf->api_ping == 0) {
+        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
+                           "invalid time \"%V\" in \"kontext_api\", write "
+                           "such as \"ping=15s\"", &s);
+        return NGX_CONF_ERROR;
+    }
+
+    return NGX_CONF_OK;
+}
+
+
+static char *
+ngx_http_kontext_api_origin(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
+{
+    ngx_http_kontext_loc_conf_t *klcf = conf;
+
+    ngx_str_t   *value, *origin;
+    ngx_uint_t   i;
+
+    if (klcf->api_origins != NGX_CONF_UNSET_PTR) {
+        return "is duplicate";
+    }
+
+    value = cf->args->elts;
+
+    if (value[1].len == 3 && ngx_strncmp(value[1].data, "off", 3) == 0
+        && cf->args->nelts == 2)
+    {
+        klcf->api_origins = NULL;
+        return NGX_CONF_OK;
+    }
+
+    klcf->api_origins = ngx_array_create(cf->pool, cf->args->nelts - 1,
+                                         sizeof(ngx_str_t));
+    if (klcf->api_origins == NULL) {
+        return NGX_CONF_ERROR;
+    }
+
+    for (i = 1; i < cf->args->nelts; i++) {
+
+        if (!ngx_http_kontext_is_origin(&value[i])) {
+            ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
+                               "invalid value \"%V\" in "
+                               "\"kontext_api_origin\", write the origin of a "
+                               "page as its browser does, such as "
+                               "\"https://app.example.com\", \"*\" for all, "
+                               "or \"off\"", &value[i]);
+            return NGX_CONF_ERROR;
+        }
+
+        origin = ngx_array_push(klcf->api_origins);
+        if (origin == NULL) {
+            return NGX_CONF_ERROR;
+        }
+
+        *origin = value[i];
+    }
+
+    return NGX_CONF_OK;
+}
+
+
+/* "*", or a scheme and a host in lower case without anything after it */
+
+static ngx_uint_t
+ngx_http_kontext_is_origin(ngx_str_t *value)
+{
+    u_char      *p, *last;
+    ngx_uint_t   slashes;
+
+    if (value->len == 1 && value->data[0] == '*') {
+        return 1;
+    }
+
+    slashes = 0;
+    last = value->data + value->len;
+
+    for (p = value->data; p < last; p++) {
+
+        if (*p <= ' ' || (*p >= 'A' && *p <= 'Z') || *p >= 0x7f) {
+            return 0;
+        }
+
+        slashes += (*p == '/');
+    }
+
+    p = (u_char *) ngx_strstr(value->data, "://");
+
+    return p && p != value->data && p + 3 < last && slashes == 2;
+}
+
+
 /* constants of which it is known what they may be */
 
 static ngx_int_t
@@ -934,6 +1099,8 @@ ngx_http_kontext_create_loc_conf(ngx_conf_t *cf)
      *     klcf->ad_server = { 0, NULL };
      *     klcf->frame_origin = { 0, NULL };
      *     klcf->enabled = 0;
+     *     klcf->api = 0;
+     *     klcf->api_ping = 0;
      */
 
     klcf->enable = NGX_CONF_UNSET_PTR;
@@ -956,6 +1123,7 @@ ngx_http_kontext_create_loc_conf(ngx_conf_t *cf)
     klcf->grace = NGX_CONF_UNSET_MSEC;
     klcf->preload_timeout = NGX_CONF_UNSET_MSEC;
     klcf->max_body = NGX_CONF_UNSET_SIZE;
+    klcf->api_origins = NGX_CONF_UNSET_PTR;
 
     return klcf;
 }
@@ -975,6 +1143,10 @@ ngx_http_kontext_merge_loc_conf(ngx_conf_t *cf, void *parent, void *child)
     static ngx_str_t  label = ngx_string("Sponsored");
     static ngx_str_t  text =
         ngx_string("[$kontext_label]($kontext_frame_url)");
+
+    kmcf = ngx_http_conf_get_module_main_conf(cf, ngx_http_kontext_module);
+
+    conf->main = kmcf;
 
     ngx_conf_merge_ptr_value(conf->enable, prev->enable, NULL);
     ngx_conf_merge_ptr_value(conf->token, prev->token, NULL);
@@ -1013,27 +1185,27 @@ ngx_http_kontext_merge_loc_conf(ngx_conf_t *cf, void *parent, void *child)
     ngx_conf_merge_size_value(conf->max_body, prev->max_body,
                               8 * 1024 * 1024);
 
-    if (conf->enable == NULL) {
+    ngx_conf_merge_ptr_value(conf->api_origins, prev->api_origins, NULL);
+
+    value = conf->enable ? &conf->enable->value : NULL;
+
+    conf->enabled = value
+                    && (conf->enable->lengths
+                        || !(value->len == 0 || value->data[0] == '0'
+                             || value->len == 3));
+
+    if (!conf->enabled && !conf->api) {
         return NGX_CONF_OK;
     }
-
-    value = &conf->enable->value;
-
-    if (conf->enable->lengths == NULL
-        && (value->len == 0 || value->data[0] == '0' || value->len == 3))
-    {
-        return NGX_CONF_OK;
-    }
-
-    conf->enabled = 1;
 
     if (conf->token == NULL
         || (conf->token->lengths == NULL && conf->token->value.len == 0))
     {
         ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
-                           "\"kontext\" is on but there is no publisher "
-                           "token, write \"kontext_publisher_token <token>;\" "
-                           "at the same level or above");
+                           "\"%s\" is on but there is no publisher token, "
+                           "write \"kontext_publisher_token <token>;\" at "
+                           "the same level or above",
+                           conf->api ? "kontext_api" : "kontext");
         return NGX_CONF_ERROR;
     }
 
@@ -1064,13 +1236,12 @@ ngx_http_kontext_merge_loc_conf(ngx_conf_t *cf, void *parent, void *child)
         code->data = (u_char *) "inlineAd";
     }
 
-    kmcf = ngx_http_conf_get_module_main_conf(cf, ngx_http_kontext_module);
-
     kmcf->used = 1;
+    kmcf->api |= conf->api;
 
     /* what only comes from above was checked there, or may be of no use */
 
-    if (conf->enable == prev->enable) {
+    if (conf->enable == prev->enable && !conf->api) {
         return NGX_CONF_OK;
     }
 
@@ -1152,6 +1323,42 @@ ngx_http_kontext_postconfiguration(ngx_conf_t *cf)
     *h = ngx_http_kontext_handler;
 
     return ngx_http_kontext_filter_init(cf);
+}
+
+
+static ngx_int_t
+ngx_http_kontext_init_process(ngx_cycle_t *cycle)
+{
+    ngx_http_kontext_main_conf_t  *kmcf;
+
+    if (ngx_process != NGX_PROCESS_WORKER
+        && ngx_process != NGX_PROCESS_SINGLE)
+    {
+        return NGX_OK;
+    }
+
+    kmcf = ngx_http_cycle_get_module_main_conf(cycle,
+                                               ngx_http_kontext_module);
+
+    if (kmcf == NULL || kmcf->zone == NULL) {
+        return NGX_OK;
+    }
+
+    return ngx_http_kontext_wake_init(cycle, kmcf->zone->data);
+}
+
+
+static void
+ngx_http_kontext_exit_process(ngx_cycle_t *cycle)
+{
+    ngx_http_kontext_main_conf_t  *kmcf;
+
+    kmcf = ngx_http_cycle_get_module_main_conf(cycle,
+                                               ngx_http_kontext_module);
+
+    if (kmcf && kmcf->zone) {
+        ngx_http_kontext_wake_exit(kmcf->zone->data);
+    }
 }
 
 

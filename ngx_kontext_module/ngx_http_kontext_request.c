@@ -18,13 +18,10 @@ typedef enum {
 
 static ngx_int_t ngx_http_kontext_mode(ngx_http_request_t *r,
     ngx_http_kontext_loc_conf_t *klcf, ngx_http_kontext_mode_e *mode);
-static ngx_http_kontext_ctx_t *ngx_http_kontext_create_ctx(
-    ngx_http_request_t *r, ngx_http_kontext_loc_conf_t *klcf);
 static void ngx_http_kontext_finalize(void *data);
 static void ngx_http_kontext_cleanup(void *data);
 static kx_reason_e ngx_http_kontext_check_request(ngx_http_request_t *r,
     ngx_http_kontext_loc_conf_t *klcf);
-static ngx_uint_t ngx_http_kontext_is_json(ngx_str_t *type);
 static void ngx_http_kontext_body_handler(ngx_http_request_t *r);
 static void ngx_http_kontext_choose(ngx_http_kontext_ctx_t *ctx);
 static ngx_int_t ngx_http_kontext_identity_encoding(ngx_http_request_t *r);
@@ -32,13 +29,9 @@ static void ngx_http_kontext_analyse_handler(ngx_event_t *ev);
 static kx_reason_e ngx_http_kontext_understand(ngx_http_kontext_ctx_t *ctx,
     ngx_str_t *body);
 static ngx_int_t ngx_http_kontext_identify(ngx_http_kontext_ctx_t *ctx);
-static ngx_int_t ngx_http_kontext_value(ngx_http_request_t *r,
-    ngx_http_complex_value_t *cv, ngx_str_t *value);
 static ngx_int_t ngx_http_kontext_identity(ngx_http_request_t *r,
     ngx_http_complex_value_t *cv, ngx_str_t *header, ngx_str_t *value);
 static ngx_int_t ngx_http_kontext_weak_user(ngx_http_kontext_ctx_t *ctx);
-static void ngx_http_kontext_session_key(ngx_http_kontext_ctx_t *ctx);
-static void *ngx_http_kontext_alloc(void *data, size_t size);
 
 
 static ngx_str_t  ngx_http_kontext_user_header =
@@ -177,7 +170,7 @@ ngx_http_kontext_mode(ngx_http_request_t *r,
 }
 
 
-static ngx_http_kontext_ctx_t *
+ngx_http_kontext_ctx_t *
 ngx_http_kontext_create_ctx(ngx_http_request_t *r,
     ngx_http_kontext_loc_conf_t *klcf)
 {
@@ -213,10 +206,6 @@ ngx_http_kontext_create_ctx(ngx_http_request_t *r,
     ctx->pool.alloc = ngx_http_kontext_alloc;
     ctx->pool.data = r->pool;
 
-    ctx->init.ctx = ctx;
-    ctx->preload.ctx = ctx;
-    ctx->preload.preload = 1;
-
     hcln->handler = ngx_http_kontext_finalize;
     hcln->data = ctx;
 
@@ -234,11 +223,6 @@ static void
 ngx_http_kontext_finalize(void *data)
 {
     ngx_http_kontext_ctx_t  *ctx = data;
-
-    /* the subrequests are gone with the request */
-
-    ctx->init.sr = NULL;
-    ctx->preload.sr = NULL;
 
     ngx_http_kontext_end(ctx);
 }
@@ -298,7 +282,7 @@ ngx_http_kontext_check_request(ngx_http_request_t *r,
 
 /* application/json or a +json type, with or without parameters */
 
-static ngx_uint_t
+ngx_uint_t
 ngx_http_kontext_is_json(ngx_str_t *type)
 {
     size_t   len;
@@ -508,7 +492,8 @@ ngx_http_kontext_analyse(ngx_http_kontext_ctx_t *ctx)
 
     ngx_http_kontext_analyse_cancel(ctx);
 
-    reason = ngx_http_kontext_read_body(ctx, &body, &copy);
+    reason = ngx_http_kontext_read_body(ctx, ctx->conf->max_body, &body,
+                                        &copy);
 
     if (reason == KX_REASON_NONE) {
         reason = ngx_http_kontext_understand(ctx, &body);
@@ -574,8 +559,8 @@ ngx_http_kontext_analyse_cancel(ngx_http_kontext_ctx_t *ctx)
 
 
 kx_reason_e
-ngx_http_kontext_read_body(ngx_http_kontext_ctx_t *ctx, ngx_str_t *body,
-    u_char **copy)
+ngx_http_kontext_read_body(ngx_http_kontext_ctx_t *ctx, size_t max,
+    ngx_str_t *body, u_char **copy)
 {
     off_t                size;
     u_char              *p;
@@ -603,7 +588,7 @@ ngx_http_kontext_read_body(ngx_http_kontext_ctx_t *ctx, ngx_str_t *body,
         return KX_REASON_NO_BODY;
     }
 
-    if ((uint64_t) size > ctx->conf->max_body) {
+    if ((uint64_t) size > max) {
         return KX_REASON_LARGE_BODY;
     }
 
@@ -657,7 +642,6 @@ ngx_http_kontext_read_body(ngx_http_kontext_ctx_t *ctx, ngx_str_t *body,
 static kx_reason_e
 ngx_http_kontext_understand(ngx_http_kontext_ctx_t *ctx, ngx_str_t *body)
 {
-    size_t               i;
     kx_reason_e          reason;
     ngx_http_request_t  *r;
     const kx_dialect_t  *dialect;
@@ -711,21 +695,34 @@ ngx_http_kontext_understand(ngx_http_kontext_ctx_t *ctx, ngx_str_t *body)
         return KX_REASON_NO_MEMORY;
     }
 
-    if (ctx->token.len == 0) {
+    if (ngx_http_kontext_check_token(&ctx->token) != NGX_OK) {
         return KX_REASON_NO_TOKEN;
     }
 
-    /* it becomes a header */
+    ctx->turn.zone = ngx_http_kontext_zone_get(r);
+    ctx->turn.conf = ctx->conf;
 
-    for (i = 0; i < ctx->token.len; i++) {
-        if (ctx->token.data[i] < 0x20 || ctx->token.data[i] == 0x7f) {
-            return KX_REASON_NO_TOKEN;
+    ngx_http_kontext_session_key(&ctx->turn, &ctx->token, &ctx->conversation,
+                                 &ctx->user);
+
+    return KX_REASON_NONE;
+}
+
+
+/* it becomes a header */
+
+ngx_int_t
+ngx_http_kontext_check_token(ngx_str_t *token)
+{
+    size_t  i;
+
+    for (i = 0; i < token->len; i++) {
+        if (token->data[i] < 0x20 || token->data[i] == 0x7f) {
+            return NGX_DECLINED;
         }
     }
 
-    ngx_http_kontext_session_key(ctx);
-
-    return KX_REASON_NONE;
+    return token->len ? NGX_OK : NGX_DECLINED;
 }
 
 
@@ -743,8 +740,7 @@ ngx_http_kontext_identify(ngx_http_kontext_ctx_t *ctx)
     if (ngx_http_kontext_value(r, ctx->conf->token, &ctx->token) != NGX_OK
         || ngx_http_kontext_value(r, ctx->conf->label, &ctx->label) != NGX_OK
         || ngx_http_kontext_value(r, ctx->conf->theme, &ctx->theme) != NGX_OK
-        || ngx_http_kontext_param(r, ctx->conf->sdk,
-                                  NGX_HTTP_KONTEXT_SDK_NAME, &ctx->sdk_name)
+        || ngx_http_kontext_sdk_name(r, ctx->conf->sdk, &ctx->sdk_name)
            != NGX_OK
         || ngx_http_kontext_identity(r, ctx->conf->user_id,
                                      &ngx_http_kontext_user_header,
@@ -756,10 +752,6 @@ ngx_http_kontext_identify(ngx_http_kontext_ctx_t *ctx)
            != NGX_OK)
     {
         return NGX_ERROR;
-    }
-
-    if (ctx->sdk_name.len == 0) {
-        ngx_str_set(&ctx->sdk_name, "sdk-js");
     }
 
     if (ctx->user.len == 0) {
@@ -779,7 +771,7 @@ ngx_http_kontext_identify(ngx_http_kontext_ctx_t *ctx)
     }
 
     if (ctx->conversation.len == 0 && ctx->cv.previous.len
-        && ngx_http_kontext_zone_previous(ctx, &ctx->cv.previous)
+        && ngx_http_kontext_session_previous(ctx, &ctx->cv.previous)
            == NGX_ERROR)
     {
         return NGX_ERROR;
@@ -824,7 +816,7 @@ ngx_http_kontext_identify(ngx_http_kontext_ctx_t *ctx)
 }
 
 
-static ngx_int_t
+ngx_int_t
 ngx_http_kontext_value(ngx_http_request_t *r, ngx_http_complex_value_t *cv,
     ngx_str_t *value)
 {
@@ -899,28 +891,7 @@ ngx_http_kontext_weak_user(ngx_http_kontext_ctx_t *ctx)
 }
 
 
-static void
-ngx_http_kontext_session_key(ngx_http_kontext_ctx_t *ctx)
-{
-    kx_sip_t       sip;
-    const u_char  *key;
-
-    key = ngx_http_kontext_zone_key(ctx->request);
-
-    kx_sip_init(&sip, key, 1);
-    kx_sip_field(&sip, "session", 7);
-    kx_sip_field(&sip, ctx->token.data, ctx->token.len);
-    kx_sip_field(&sip, ctx->conversation.data, ctx->conversation.len);
-    kx_sip_final128(&sip, ctx->key);
-
-    kx_sip_init(&sip, key, 0);
-    kx_sip_field(&sip, "user", 4);
-    kx_sip_field(&sip, ctx->user.data, ctx->user.len);
-    ctx->user_key = kx_sip_final64(&sip);
-}
-
-
-static void *
+void *
 ngx_http_kontext_alloc(void *data, size_t size)
 {
     return ngx_palloc(data, size);

@@ -29,7 +29,9 @@ ngx_http_kontext_retract(ngx_http_kontext_ctx_t *ctx)
     ngx_str_t    body;
     kx_range_t  *ranges;
 
-    if (ngx_http_kontext_read_body(ctx, &body, &copy) != KX_REASON_NONE) {
+    if (ngx_http_kontext_read_body(ctx, ctx->conf->max_body, &body, &copy)
+        != KX_REASON_NONE)
+    {
         return NGX_OK;
     }
 

@@ -37,8 +37,8 @@ ngx_http_kontext_check_superseded(ngx_http_kontext_ctx_t *ctx)
     if ((ctx->status == NGX_HTTP_KONTEXT_PENDING
          || ctx->status == NGX_HTTP_KONTEXT_FILLED)
         && ctx->reason == KX_REASON_NONE
-        && ngx_http_kontext_zone_turned(ctx)
-        && ngx_http_kontext_zone_look(ctx, NULL) == NGX_DECLINED)
+        && ngx_http_kontext_session_turned(&ctx->turn, &ctx->turns)
+        && ngx_http_kontext_session_look(&ctx->turn, NULL) == NGX_DECLINED)
     {
         ngx_http_kontext_superseded(ctx);
     }

@@ -9,25 +9,13 @@
 #include "ngx_http_kontext.h"
 
 
-#define NGX_HTTP_KONTEXT_ASKS       64
 #define NGX_HTTP_KONTEXT_TURN_POOL  4096
 
 
 static kx_reason_e ngx_http_kontext_turn_ask(ngx_http_kontext_ctx_t *ctx,
     ngx_pool_t *pool);
-static void ngx_http_kontext_init_handler(ngx_http_kontext_call_t *call);
-static void ngx_http_kontext_preload_handler(ngx_http_kontext_call_t *call);
 static void ngx_http_kontext_set_session(ngx_http_kontext_ctx_t *ctx,
     const u_char *id);
-static void ngx_http_kontext_set_code(ngx_http_kontext_ctx_t *ctx,
-    const char *code);
-static void ngx_http_kontext_supersede(ngx_http_kontext_ctx_t *ctx);
-static ngx_queue_t *ngx_http_kontext_asks_of(ngx_http_kontext_ctx_t *ctx);
-
-
-/* this worker's requests that wait for a preload, by session */
-
-static ngx_queue_t  ngx_http_kontext_asks[NGX_HTTP_KONTEXT_ASKS];
 
 
 kx_reason_e
@@ -55,12 +43,10 @@ ngx_http_kontext_turn(ngx_http_kontext_ctx_t *ctx)
 static kx_reason_e
 ngx_http_kontext_turn_ask(ngx_http_kontext_ctx_t *ctx, ngx_pool_t *pool)
 {
-    char                        *body;
-    size_t                       len;
     u_char                       digest[KX_ID_LEN];
     unsigned                     i, n;
-    ngx_int_t                    rc;
     kx_pool_t                    scratch;
+    ngx_msec_t                   timeout;
     kx_message_t                *messages;
     kx_ad_request_t              ar;
     ngx_http_request_t          *r;
@@ -88,7 +74,10 @@ ngx_http_kontext_turn_ask(ngx_http_kontext_ctx_t *ctx, ngx_pool_t *pool)
         return KX_REASON_NO_MEMORY;
     }
 
-    if (ngx_http_kontext_zone_turn(ctx, digest, &s) != NGX_OK) {
+    if (ngx_http_kontext_session_turn(&ctx->turn, digest, ctx->track_only, &s,
+                                   &ctx->turns)
+        != NGX_OK)
+    {
         return KX_REASON_NO_SESSION;
     }
 
@@ -97,10 +86,10 @@ ngx_http_kontext_turn_ask(ngx_http_kontext_ctx_t *ctx, ngx_pool_t *pool)
     }
 
     ngx_log_debug3(NGX_LOG_DEBUG_HTTP, r->connection->log, 0,
-                   "kontext turn %uD: %d, init:%ui", ctx->seq, s.turn,
+                   "kontext turn %uD: %d, init:%ui", ctx->turn.seq, s.turn,
                    s.init);
 
-    ngx_http_kontext_supersede(ctx);
+    ngx_http_kontext_ask_supersede(&ctx->turn);
 
     if (s.turn == KX_TURN_DISABLED) {
         return KX_REASON_DISABLED;
@@ -120,7 +109,10 @@ ngx_http_kontext_turn_ask(ngx_http_kontext_ctx_t *ctx, ngx_pool_t *pool)
     }
 
     ngx_memzero(&ar, sizeof(kx_ad_request_t));
-    len = 0;
+
+    ar.publisher_token = ctx->token;
+    ar.user_id = ctx->user;
+    ar.conversation_id = ctx->conversation;
 
     /* what is not on the wire is when a message was said: an order is */
 
@@ -133,43 +125,38 @@ ngx_http_kontext_turn_ask(ngx_http_kontext_ctx_t *ctx, ngx_pool_t *pool)
     ar.has_session = s.has_server_id;
     ngx_memcpy(ar.session, s.server_id, KX_ID_LEN);
 
-    rc = ngx_http_kontext_ad_request(ctx, &ar);
+    if (ngx_http_kontext_ad_request(r, ctx->conf, &ar) != NGX_OK
+        || kx_options_apply(&ar, &s.options, &ctx->pool) != KX_OK)
+    {
 
-    if (s.init) {
-        body = (rc == NGX_OK) ? kx_protocol_init(&ar, &len) : NULL;
-
-        ctx->init.timeout = NGX_HTTP_KONTEXT_INIT_TIMEOUT;
-        ctx->init.handler = ngx_http_kontext_init_handler;
-
-        if (body == NULL
-            || ngx_http_kontext_call_start(&ctx->init, body, len) != NGX_OK)
-        {
-            ngx_http_kontext_zone_init_cancel(ctx);
+        if (s.init) {
+            ngx_http_kontext_session_init_cancel(&ctx->turn);
         }
+
+        if (s.turn == KX_TURN_ASK) {
+            ngx_http_kontext_session_cancel(&ctx->turn);
+        }
+
+        return KX_REASON_NO_MEMORY;
     }
 
-    if (s.turn == KX_TURN_ASK) {
-        body = (rc == NGX_OK) ? kx_protocol_preload(&ar, &len) : NULL;
+    if (s.init) {
+        (void) ngx_http_kontext_ask(r, NGX_HTTP_KONTEXT_CALL_INIT,
+                                    &ctx->turn, &ar, ctx,
+                                    NGX_HTTP_KONTEXT_INIT_TIMEOUT, 0);
+    }
 
-        ctx->preload.timeout = s.timeout ? s.timeout : KX_PRELOAD_TIMEOUT;
-        ctx->preload.handler = ngx_http_kontext_preload_handler;
+    if (s.turn != KX_TURN_ASK) {
+        return KX_REASON_NONE;
+    }
 
-        if (ctx->conf->preload_timeout
-            && ctx->conf->preload_timeout < ctx->preload.timeout)
-        {
-            ctx->preload.timeout = ctx->conf->preload_timeout;
-        }
+    timeout = ngx_http_kontext_ask_timeout(ctx->conf, s.timeout);
 
-        if (body == NULL
-            || ngx_http_kontext_call_start(&ctx->preload, body, len)
-               != NGX_OK)
-        {
-            ngx_http_kontext_zone_cancel(ctx);
-            return KX_REASON_NO_MEMORY;
-        }
-
-        ngx_queue_insert_tail(ngx_http_kontext_asks_of(ctx), &ctx->queue);
-        ctx->asked = 1;
+    if (ngx_http_kontext_ask(r, NGX_HTTP_KONTEXT_CALL_PRELOAD, &ctx->turn,
+                             &ar, ctx, timeout, ctx->track_only)
+        != NGX_OK)
+    {
+        return KX_REASON_NO_MEMORY;
     }
 
     return KX_REASON_NONE;
@@ -185,6 +172,9 @@ ngx_http_kontext_reuse(ngx_http_kontext_ctx_t *ctx,
     switch (s->state) {
 
     case KX_TURN_FILLED:
+
+        ctx->nbids = s->nbids;
+        ngx_memcpy(ctx->bids, s->bids, s->nbids * sizeof(kx_bid_t));
 
         if (ctx->nbids) {
             ctx->status = NGX_HTTP_KONTEXT_FILLED;
@@ -213,83 +203,32 @@ ngx_http_kontext_reuse(ngx_http_kontext_ctx_t *ctx,
 }
 
 
-static void
-ngx_http_kontext_init_handler(ngx_http_kontext_call_t *call)
+void
+ngx_http_kontext_turn_answer(ngx_http_kontext_ctx_t *ctx,
+    kx_preload_answer_t *a)
 {
-    kx_init_answer_t         a;
-    ngx_http_kontext_ctx_t  *ctx;
-
-    ctx = call->ctx;
-
-    kx_protocol_init_answer(&a, call->status, call->data, call->len);
-
-    ngx_log_debug4(NGX_LOG_DEBUG_HTTP, ctx->request->connection->log, 0,
-                   "kontext init: status:%ui applied:%d enabled:%d "
-                   "timeout:%uD",
-                   call->status, a.applied, a.enabled, a.preload_timeout);
-
-    ngx_http_kontext_zone_init_answer(ctx, &a);
-}
-
-
-static void
-ngx_http_kontext_preload_handler(ngx_http_kontext_call_t *call)
-{
-    ngx_int_t                rc;
-    kx_preload_answer_t      a;
-    ngx_http_kontext_ctx_t  *ctx;
-
-    ctx = call->ctx;
-
-    kx_protocol_preload_answer(&a, call->status, call->data, call->len,
-                               ctx->conf->placements->elts,
-                               ctx->conf->placements->nelts,
-                               ctx->track_only);
-
-    rc = ngx_http_kontext_zone_answer(ctx, &a);
-
-    ctx->preload_time = ngx_current_msec - call->started;
-
-    ngx_log_debug5(NGX_LOG_DEBUG_HTTP, ctx->request->connection->log, 0,
-                   "kontext preload: status:%ui outcome:%d code:\"%s\" "
-                   "bids:%ud counts:%i",
-                   call->status, a.outcome, a.code, a.nbids, rc);
-
-    if (ctx->asked) {
-        ngx_queue_remove(&ctx->queue);
-        ctx->asked = 0;
+    if (a->has_session) {
+        ngx_http_kontext_set_session(ctx, a->session);
     }
 
-    if (rc != NGX_OK) {
-        ngx_http_kontext_refuse(ctx, KX_REASON_SUPERSEDED);
-        ngx_http_kontext_hold_wake(ctx);
-        return;
-    }
-
-    if (a.has_session) {
-        ngx_http_kontext_set_session(ctx, a.session);
-    }
-
-    switch (a.outcome) {
+    switch (a->outcome) {
 
     case KX_AD_FILLED:
         ctx->status = NGX_HTTP_KONTEXT_FILLED;
-        ctx->nbids = a.nbids;
-        ngx_memcpy(ctx->bids, a.bids, a.nbids * sizeof(kx_bid_t));
+        ctx->nbids = a->nbids;
+        ngx_memcpy(ctx->bids, a->bids, a->nbids * sizeof(kx_bid_t));
         break;
 
     case KX_AD_NO_FILL:
         ctx->status = NGX_HTTP_KONTEXT_NO_FILL;
-        ngx_http_kontext_set_code(ctx, a.code);
+        ngx_http_kontext_set_code(ctx, a->code);
         break;
 
     default:
         ctx->status = NGX_HTTP_KONTEXT_ERROR;
-        ngx_http_kontext_set_code(ctx, a.code);
+        ngx_http_kontext_set_code(ctx, a->code);
         break;
     }
-
-    ngx_http_kontext_hold_wake(ctx);
 }
 
 
@@ -307,7 +246,7 @@ ngx_http_kontext_set_session(ngx_http_kontext_ctx_t *ctx, const u_char *id)
 }
 
 
-static void
+void
 ngx_http_kontext_set_code(ngx_http_kontext_ctx_t *ctx, const char *code)
 {
     size_t   len;
@@ -325,73 +264,21 @@ ngx_http_kontext_set_code(ngx_http_kontext_ctx_t *ctx, const char *code)
 }
 
 
-/* a newer turn of the user cancels the older call, protocol.md 5 */
-
-static void
-ngx_http_kontext_supersede(ngx_http_kontext_ctx_t *ctx)
-{
-    ngx_queue_t             *q, *next, *asks;
-    ngx_http_kontext_ctx_t  *other;
-
-    asks = ngx_http_kontext_asks_of(ctx);
-
-    for (q = ngx_queue_head(asks); q != ngx_queue_sentinel(asks); q = next) {
-        next = ngx_queue_next(q);
-
-        other = ngx_queue_data(q, ngx_http_kontext_ctx_t, queue);
-
-        if (other != ctx
-            && ngx_memcmp(other->key, ctx->key, KX_ID_LEN) == 0
-            && (other->seq != ctx->seq || other->user_key != ctx->user_key))
-        {
-            ngx_http_kontext_superseded(other);
-        }
-    }
-}
-
-
 void
 ngx_http_kontext_superseded(ngx_http_kontext_ctx_t *ctx)
 {
-    ngx_http_request_t  *r;
-
-    r = ctx->request;
-
     ngx_log_debug1(NGX_LOG_DEBUG_HTTP, ctx->request->connection->log, 0,
-                   "kontext turn %uD is superseded", ctx->seq);
+                   "kontext turn %uD is superseded", ctx->turn.seq);
 
     ngx_http_kontext_refuse(ctx, KX_REASON_SUPERSEDED);
 
     ctx->waiting = 0;
 
-    if (ctx->asked) {
-        ngx_queue_remove(&ctx->queue);
-        ctx->asked = 0;
+    if (ctx->ask) {
+        ngx_http_kontext_ask_cancel(ctx->ask);
     }
 
-    /* the subrequest may be all that keeps that request, and its ctx */
-
-    r->main->count++;
-
-    ngx_http_kontext_call_cancel(&ctx->preload);
     ngx_http_kontext_hold_wake(ctx);
-
-    ngx_http_finalize_request(r, NGX_DONE);
-}
-
-
-static ngx_queue_t *
-ngx_http_kontext_asks_of(ngx_http_kontext_ctx_t *ctx)
-{
-    ngx_queue_t  *q;
-
-    q = &ngx_http_kontext_asks[ctx->key[1] % NGX_HTTP_KONTEXT_ASKS];
-
-    if (q->next == NULL) {
-        ngx_queue_init(q);
-    }
-
-    return q;
 }
 
 
@@ -414,21 +301,11 @@ ngx_http_kontext_end(ngx_http_kontext_ctx_t *ctx)
         ngx_del_timer(&ctx->grace);
     }
 
-    if (ctx->poll.timer_set) {
-        ngx_del_timer(&ctx->poll);
-    }
-
-    if (ctx->asked) {
-        ngx_queue_remove(&ctx->queue);
-        ctx->asked = 0;
-    }
+    ngx_http_kontext_unwatch(&ctx->watch);
 
     if (ctx->status == NGX_HTTP_KONTEXT_PENDING) {
 
-        if (ctx->preload.active
-            && (ctx->preload.attempt
-                || ngx_http_kontext_call_overflowed(&ctx->preload)))
-        {
+        if (ctx->ask && ngx_http_kontext_ask_failing(ctx->ask)) {
             ctx->status = NGX_HTTP_KONTEXT_ERROR;
             ngx_http_kontext_set_code(ctx, "request_failed");
 
@@ -437,13 +314,11 @@ ngx_http_kontext_end(ngx_http_kontext_ctx_t *ctx)
         }
     }
 
-    if (ctx->preload.active) {
-        ngx_http_kontext_call_cancel(&ctx->preload);
-        ngx_http_kontext_zone_cancel(ctx);
+    if (ctx->ask) {
+        ngx_http_kontext_ask_leave(ctx->ask);
     }
 
-    if (ctx->init.active) {
-        ngx_http_kontext_call_cancel(&ctx->init);
-        ngx_http_kontext_zone_init_cancel(ctx);
+    if (ctx->init) {
+        ngx_http_kontext_ask_leave(ctx->init);
     }
 }

@@ -85,6 +85,10 @@ static ngx_http_variable_t  ngx_http_kontext_vars[] = {
     { ngx_string("kontext_revenue"), NULL,
       ngx_http_kontext_variable_revenue, 0, NGX_HTTP_VAR_NOCACHEABLE, 0 },
 
+    { ngx_string("kontext_event"), NULL,
+      ngx_http_kontext_variable_string,
+      offsetof(ngx_http_kontext_ctx_t, event), NGX_HTTP_VAR_NOCACHEABLE, 0 },
+
     { ngx_string("kontext_frame_url"), NULL,
       ngx_http_kontext_variable_string,
       offsetof(ngx_http_kontext_ctx_t, frame_url),

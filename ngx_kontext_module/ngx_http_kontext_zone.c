@@ -11,49 +11,32 @@
 #define NGX_HTTP_KONTEXT_ZONE_IDLE  1800000     /* 30 minutes, in ms */
 #define NGX_HTTP_KONTEXT_ZONE_MIN   (8 * ngx_pagesize)
 #define NGX_HTTP_KONTEXT_RESPONSES  32          /* one of so many pages */
-
-#define ngx_http_kontext_now()  ((uint64_t) ngx_current_msec)
-
-
-typedef struct {
-    ngx_slab_pool_t             *shpool;
-    kx_session_table_t          *table;
-    ngx_atomic_t                *turns;
-    kx_response_t               *responses;
-    size_t                       nresponses;
-    size_t                       size;         /* of the table */
-    ngx_msec_t                   idle;
-    u_char                       secret[32];
-} ngx_http_kontext_zone_t;
+#define NGX_HTTP_KONTEXT_SHARE      16          /* 64ths of it: the store */
+#define NGX_HTTP_KONTEXT_MAX_SHARE  48
+#define NGX_HTTP_KONTEXT_STREAMS    1024        /* of events */
 
 
 /* what lies in the memory, in front of the table */
 
 typedef struct {
     ngx_atomic_t                 turns[NGX_HTTP_KONTEXT_TURNS];
+    ngx_http_kontext_slot_t      slots[NGX_HTTP_KONTEXT_SLOTS];
+    ngx_atomic_t                 nslots;       /* used up to now */
+    ngx_atomic_t                 reports_dropped;
     kx_response_t               *responses;
     size_t                       nresponses;
     void                        *table;
     size_t                       size;
+    ngx_uint_t                   share;
 } ngx_http_kontext_shared_t;
 
 
+static char *ngx_http_kontext_zone_param(ngx_conf_t *cf, ngx_str_t *value,
+    ssize_t size, ngx_http_kontext_zone_t *zone);
 static char *ngx_http_kontext_zone_add(ngx_conf_t *cf, ngx_str_t *name,
-    ssize_t size, ngx_msec_t idle);
+    ssize_t size, ngx_http_kontext_zone_t **zone);
 static ngx_int_t ngx_http_kontext_zone_init(ngx_shm_zone_t *shm_zone,
     void *data);
-static ngx_int_t ngx_http_kontext_zone_secret(u_char *secret, size_t len);
-static ngx_http_kontext_zone_t *ngx_http_kontext_zone_get(
-    ngx_http_request_t *r);
-static void ngx_http_kontext_zone_enter(ngx_http_kontext_zone_t *zone);
-static uint64_t ngx_http_kontext_zone_response_key(
-    ngx_http_kontext_ctx_t *ctx, ngx_str_t *id);
-static kx_session_t *ngx_http_kontext_zone_lock(ngx_http_kontext_ctx_t *ctx,
-    ngx_uint_t *taken);
-static void ngx_http_kontext_zone_unlock(ngx_http_kontext_ctx_t *ctx,
-    kx_session_t *ks);
-static void ngx_http_kontext_zone_read(ngx_http_kontext_ctx_t *ctx,
-    kx_session_t *ks, ngx_http_kontext_session_t *s);
 
 
 char *
@@ -61,10 +44,12 @@ ngx_http_kontext_zone(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
 {
     ngx_http_kontext_main_conf_t *kmcf = conf;
 
-    u_char      *p;
-    ssize_t      size;
-    ngx_str_t   *value, name, s;
-    ngx_msec_t   idle;
+    char                     *rv;
+    u_char                   *p;
+    ssize_t                   size;
+    ngx_str_t                *value, name, s;
+    ngx_uint_t                i;
+    ngx_http_kontext_zone_t  *zone;
 
     if (kmcf->zone) {
         return "is duplicate";
@@ -105,20 +90,29 @@ ngx_http_kontext_zone(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
         return NGX_CONF_ERROR;
     }
 
-    idle = NGX_HTTP_KONTEXT_ZONE_IDLE;
+    rv = ngx_http_kontext_zone_add(cf, &name, size, &zone);
 
-    if (cf->args->nelts == 3) {
+    for (i = 2; i < cf->args->nelts && rv == NGX_CONF_OK; i++) {
+        rv = ngx_http_kontext_zone_param(cf, &value[i], size, zone);
+    }
 
-        if (ngx_strncmp(value[2].data, "idle=", 5) != 0) {
-            ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
-                               "invalid parameter \"%V\" in "
-                               "\"kontext_zone\", it must be \"idle=time\"",
-                               &value[2]);
-            return NGX_CONF_ERROR;
-        }
+    return rv;
+}
 
-        s.data = value[2].data + 5;
-        s.len = value[2].len - 5;
+
+static char *
+ngx_http_kontext_zone_param(ngx_conf_t *cf, ngx_str_t *value, ssize_t size,
+    ngx_http_kontext_zone_t *zone)
+{
+    ssize_t     store;
+    ngx_int_t   n;
+    ngx_str_t   s;
+    ngx_msec_t  idle;
+
+    if (ngx_strncmp(value->data, "idle=", 5) == 0) {
+
+        s.data = value->data + 5;
+        s.len = value->len - 5;
 
         idle = ngx_parse_time(&s, 0);
 
@@ -128,9 +122,59 @@ ngx_http_kontext_zone(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
                                "write such as \"idle=30m\"", &s);
             return NGX_CONF_ERROR;
         }
+
+        zone->idle = idle;
+
+        return NGX_CONF_OK;
     }
 
-    return ngx_http_kontext_zone_add(cf, &name, size, idle);
+    if (ngx_strncmp(value->data, "store=", 6) == 0) {
+
+        s.data = value->data + 6;
+        s.len = value->len - 6;
+
+        store = ngx_parse_size(&s);
+
+        if (store == NGX_ERROR
+            || store > size / 64 * NGX_HTTP_KONTEXT_MAX_SHARE)
+        {
+            ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
+                               "invalid size \"%V\" in \"kontext_zone\", "
+                               "write such as \"store=8m\", at most three "
+                               "quarters of the zone", &s);
+            return NGX_CONF_ERROR;
+        }
+
+        zone->share = (store + size / 64 - 1) / (size / 64);
+
+        return NGX_CONF_OK;
+    }
+
+    if (ngx_strncmp(value->data, "streams=", 8) == 0) {
+
+        s.data = value->data + 8;
+        s.len = value->len - 8;
+
+        n = ngx_atoi(s.data, s.len);
+
+        if (n == NGX_ERROR) {
+            ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
+                               "invalid number \"%V\" in \"kontext_zone\", "
+                               "write such as \"streams=1024\"", &s);
+            return NGX_CONF_ERROR;
+        }
+
+        zone->streams = n;
+
+        return NGX_CONF_OK;
+    }
+
+    ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
+                       "invalid parameter \"%V\" in \"kontext_zone\", it "
+                       "must be \"idle=time\", \"store=size\" or "
+                       "\"streams=number\"", value);
+
+    return NGX_CONF_ERROR;
 }
 
 
@@ -138,6 +182,7 @@ ngx_int_t
 ngx_http_kontext_zone_default(ngx_conf_t *cf)
 {
     ngx_str_t                      name;
+    ngx_http_kontext_zone_t       *zone;
     ngx_http_kontext_main_conf_t  *kmcf;
 
     kmcf = ngx_http_conf_get_module_main_conf(cf, ngx_http_kontext_module);
@@ -148,8 +193,7 @@ ngx_http_kontext_zone_default(ngx_conf_t *cf)
 
     ngx_str_set(&name, "kontext");
 
-    if (ngx_http_kontext_zone_add(cf, &name, 32 * 1024 * 1024,
-                                  NGX_HTTP_KONTEXT_ZONE_IDLE)
+    if (ngx_http_kontext_zone_add(cf, &name, 32 * 1024 * 1024, &zone)
         != NGX_CONF_OK)
     {
         return NGX_ERROR;
@@ -161,7 +205,7 @@ ngx_http_kontext_zone_default(ngx_conf_t *cf)
 
 static char *
 ngx_http_kontext_zone_add(ngx_conf_t *cf, ngx_str_t *name, ssize_t size,
-    ngx_msec_t idle)
+    ngx_http_kontext_zone_t **zp)
 {
     ngx_http_kontext_zone_t       *zone;
     ngx_http_kontext_main_conf_t  *kmcf;
@@ -173,7 +217,14 @@ ngx_http_kontext_zone_add(ngx_conf_t *cf, ngx_str_t *name, ssize_t size,
         return NGX_CONF_ERROR;
     }
 
-    zone->idle = idle;
+    zone->idle = NGX_HTTP_KONTEXT_ZONE_IDLE;
+    zone->share = NGX_HTTP_KONTEXT_SHARE;
+    zone->streams = NGX_HTTP_KONTEXT_STREAMS;
+    zone->fd = -1;
+
+    if (ngx_http_kontext_fds_keep(cf, zone) != NGX_OK) {
+        return NGX_CONF_ERROR;
+    }
 
     kmcf->zone = ngx_shared_memory_add(cf, name, size,
                                        &ngx_http_kontext_module);
@@ -183,6 +234,8 @@ ngx_http_kontext_zone_add(ngx_conf_t *cf, ngx_str_t *name, ssize_t size,
 
     kmcf->zone->init = ngx_http_kontext_zone_init;
     kmcf->zone->data = zone;
+
+    *zp = zone;
 
     return NGX_CONF_OK;
 }
@@ -200,6 +253,10 @@ ngx_http_kontext_zone_init(ngx_shm_zone_t *shm_zone, void *data)
     shpool = (ngx_slab_pool_t *) shm_zone->shm.addr;
 
     zone->shpool = shpool;
+
+    if (ngx_http_kontext_fds_open(zone, data, shm_zone->shm.log) != NGX_OK) {
+        return NGX_ERROR;
+    }
 
     if (data || shm_zone->shm.exists) {
         shared = shpool->data;
@@ -236,6 +293,8 @@ ngx_http_kontext_zone_init(ngx_shm_zone_t *shm_zone, void *data)
          */
 
         shared->size = shpool->pfree * ngx_pagesize;
+        shared->share = zone->share;
+
         shared->table = ngx_slab_alloc(shpool, shared->size);
 
         if (shared->table == NULL) {
@@ -247,13 +306,18 @@ ngx_http_kontext_zone_init(ngx_shm_zone_t *shm_zone, void *data)
     }
 
     zone->turns = shared->turns;
+    zone->slots = shared->slots;
+    zone->nslots = &shared->nslots;
+    zone->reports_dropped = &shared->reports_dropped;
     zone->responses = shared->responses;
     zone->nresponses = shared->nresponses;
     zone->size = shared->size;
+    zone->share = shared->share;
     zone->table = NULL;
 
     if (data || shm_zone->shm.exists) {
-        zone->table = kx_session_table_attach(shared->table, shared->size);
+        zone->table = kx_session_table_attach(shared->table, shared->size,
+                                              shared->share);
     }
 
     if (zone->table) {
@@ -261,7 +325,7 @@ ngx_http_kontext_zone_init(ngx_shm_zone_t *shm_zone, void *data)
         return NGX_OK;
     }
 
-    if (ngx_http_kontext_zone_secret(zone->secret, sizeof(zone->secret))
+    if (ngx_http_kontext_random(zone->secret, sizeof(zone->secret))
         != NGX_OK)
     {
         ngx_log_error(NGX_LOG_EMERG, shm_zone->shm.log, ngx_errno,
@@ -271,19 +335,19 @@ ngx_http_kontext_zone_init(ngx_shm_zone_t *shm_zone, void *data)
     }
 
     zone->table = kx_session_table_create(shared->table, shared->size,
-                                          zone->secret);
+                                          shared->share, zone->secret);
 
     return zone->table ? NGX_OK : NGX_ERROR;
 }
 
 
-static ngx_int_t
-ngx_http_kontext_zone_secret(u_char *secret, size_t len)
+ngx_int_t
+ngx_http_kontext_random(u_char *p, size_t len)
 {
     ssize_t  n;
 
     do {
-        n = getrandom(secret, len, 0);
+        n = getrandom(p, len, 0);
     } while (n == -1 && ngx_errno == NGX_EINTR);
 
     return (n == (ssize_t) len) ? NGX_OK : NGX_ERROR;
@@ -304,310 +368,7 @@ ngx_http_kontext_text_key(ngx_http_request_t *r)
 }
 
 
-ngx_int_t
-ngx_http_kontext_zone_turn(ngx_http_kontext_ctx_t *ctx, u_char *message,
-    ngx_http_kontext_session_t *s)
-{
-    uint32_t                  timeout;
-    uint64_t                  now, wall;
-    unsigned                  created;
-    ngx_time_t               *tp;
-    kx_session_t             *ks;
-    kx_session_table_t       *table;
-    ngx_http_kontext_zone_t  *zone;
-
-    zone = ngx_http_kontext_zone_get(ctx->request);
-    table = zone->table;
-
-    tp = ngx_timeofday();
-    wall = (uint64_t) tp->sec * 1000 + tp->msec;
-    now = ngx_http_kontext_now();
-
-    /* a preload ends by then, with all its attempts: protocol.md 1.2 */
-
-    timeout = 4 * KX_PRELOAD_TIMEOUT + 7000;
-
-    ngx_http_kontext_zone_enter(zone);
-
-    ks = kx_session_table_open(table, ctx->key, ctx->user_key, now, wall,
-                               zone->idle, &created);
-
-    if (ks == NULL) {
-        ngx_shmtx_unlock(&zone->shpool->mutex);
-        return NGX_DECLINED;
-    }
-
-    kx_session_table_change(table, ks);
-
-    s->turn = kx_session_turn(ks, message, ctx->track_only, now, wall,
-                              timeout);
-
-    s->init = s->turn != KX_TURN_DISABLED
-              && kx_session_init_claim(ks, now, timeout) == KX_OK;
-
-    kx_session_table_changed(table, ks);
-
-    ctx->seq = ks->seq;
-    ctx->init_seq = ks->init_seq;
-
-    s->has_server_id = ks->has_server_id;
-    ngx_memcpy(s->server_id, ks->server_id, KX_ID_LEN);
-    s->timeout = ks->preload_timeout;
-    s->wall = ks->turn_wall;
-
-    ngx_http_kontext_zone_read(ctx, ks, s);
-
-    /* requests of this conversation in other workers shall look */
-
-    ctx->turns = ngx_atomic_fetch_add(
-                         &zone->turns[ctx->key[0] % NGX_HTTP_KONTEXT_TURNS],
-                         1)
-                 + 1;
-
-    ngx_shmtx_unlock(&zone->shpool->mutex);
-
-    return NGX_OK;
-}
-
-
-static void
-ngx_http_kontext_zone_read(ngx_http_kontext_ctx_t *ctx, kx_session_t *ks,
-    ngx_http_kontext_session_t *s)
-{
-    s->state = ks->turn;
-
-    ngx_memcpy(s->code, ks->code, KX_SESSION_CODE_LEN);
-    s->code[KX_SESSION_CODE_LEN - 1] = '\0';
-
-    ctx->nbids = kx_session_bids(ks, ctx->bids, ctx->conf->placements->elts,
-                                 ctx->conf->placements->nelts);
-}
-
-
-ngx_int_t
-ngx_http_kontext_zone_answer(ngx_http_kontext_ctx_t *ctx,
-    kx_preload_answer_t *a)
-{
-    ngx_int_t      rc;
-    ngx_uint_t     taken;
-    kx_session_t  *ks;
-
-    ks = ngx_http_kontext_zone_lock(ctx, &taken);
-
-    /* the answer to this request is good also when its session is evicted */
-
-    rc = taken ? NGX_DECLINED : NGX_OK;
-
-    if (ks && kx_session_answer(ks, ctx->seq, a,
-                                ctx->conf->placements->elts)
-              != KX_OK)
-    {
-        rc = NGX_DECLINED;
-    }
-
-    ngx_http_kontext_zone_unlock(ctx, ks);
-
-    return rc;
-}
-
-
-void
-ngx_http_kontext_zone_init_answer(ngx_http_kontext_ctx_t *ctx,
-    kx_init_answer_t *a)
-{
-    ngx_uint_t     taken;
-    kx_session_t  *ks;
-
-    ks = ngx_http_kontext_zone_lock(ctx, &taken);
-
-    if (ks) {
-        kx_session_init_answer(ks, ctx->init_seq, a);
-    }
-
-    ngx_http_kontext_zone_unlock(ctx, ks);
-}
-
-
-void
-ngx_http_kontext_zone_cancel(ngx_http_kontext_ctx_t *ctx)
-{
-    ngx_uint_t     taken;
-    kx_session_t  *ks;
-
-    ks = ngx_http_kontext_zone_lock(ctx, &taken);
-
-    if (ks) {
-        kx_session_cancel(ks, ctx->seq);
-    }
-
-    ngx_http_kontext_zone_unlock(ctx, ks);
-}
-
-
-void
-ngx_http_kontext_zone_init_cancel(ngx_http_kontext_ctx_t *ctx)
-{
-    ngx_uint_t     taken;
-    kx_session_t  *ks;
-
-    ks = ngx_http_kontext_zone_lock(ctx, &taken);
-
-    if (ks) {
-        kx_session_init_cancel(ks, ctx->init_seq);
-    }
-
-    ngx_http_kontext_zone_unlock(ctx, ks);
-}
-
-
-void
-ngx_http_kontext_zone_pair(ngx_http_kontext_ctx_t *ctx)
-{
-    ngx_uint_t     taken;
-    kx_session_t  *ks;
-
-    ks = ngx_http_kontext_zone_lock(ctx, &taken);
-
-    if (ks) {
-        (void) kx_session_pair(ks, ctx->seq, ctx->message);
-    }
-
-    ngx_http_kontext_zone_unlock(ctx, ks);
-}
-
-
-void
-ngx_http_kontext_zone_response(ngx_http_kontext_ctx_t *ctx)
-{
-    uint64_t                  key;
-    ngx_http_kontext_zone_t  *zone;
-
-    if (!ctx->derived) {
-        return;
-    }
-
-    zone = ngx_http_kontext_zone_get(ctx->request);
-
-    key = ngx_http_kontext_zone_response_key(ctx, &ctx->answer.response_id);
-
-    ngx_shmtx_lock(&zone->shpool->mutex);
-
-    kx_responses_put(zone->responses, zone->nresponses, key,
-                     ctx->conversation_digest, ngx_http_kontext_now());
-
-    ngx_shmtx_unlock(&zone->shpool->mutex);
-}
-
-
-ngx_int_t
-ngx_http_kontext_zone_previous(ngx_http_kontext_ctx_t *ctx, ngx_str_t *id)
-{
-    int                       rc;
-    u_char                   *p;
-    uint64_t                  key;
-    ngx_http_kontext_zone_t  *zone;
-
-    zone = ngx_http_kontext_zone_get(ctx->request);
-
-    key = ngx_http_kontext_zone_response_key(ctx, id);
-
-    ngx_shmtx_lock(&zone->shpool->mutex);
-
-    rc = kx_responses_get(zone->responses, zone->nresponses, key,
-                          ctx->conversation_digest, ngx_http_kontext_now(),
-                          zone->idle);
-
-    ngx_shmtx_unlock(&zone->shpool->mutex);
-
-    if (rc != KX_OK) {
-        return NGX_DECLINED;
-    }
-
-    p = ngx_pnalloc(ctx->request->pool, KX_MESSAGE_ID_LEN);
-    if (p == NULL) {
-        return NGX_ERROR;
-    }
-
-    kx_conversation_id_write(p, ctx->conversation_digest);
-
-    ctx->conversation.data = p;
-    ctx->conversation.len = KX_MESSAGE_ID_LEN;
-    ctx->derived = 1;
-
-    return NGX_OK;
-}
-
-
-static uint64_t
-ngx_http_kontext_zone_response_key(ngx_http_kontext_ctx_t *ctx,
-    ngx_str_t *id)
-{
-    kx_sip_t  sip;
-
-    kx_sip_init(&sip, ngx_http_kontext_zone_key(ctx->request), 0);
-    kx_sip_field(&sip, "response", 8);
-    kx_sip_field(&sip, ctx->token.data, ctx->token.len);
-    kx_sip_field(&sip, ctx->user.data, ctx->user.len);
-    kx_sip_field(&sip, id->data, id->len);
-
-    return kx_sip_final64(&sip);
-}
-
-
-ngx_int_t
-ngx_http_kontext_zone_look(ngx_http_kontext_ctx_t *ctx,
-    ngx_http_kontext_session_t *s)
-{
-    ngx_int_t      rc;
-    ngx_uint_t     taken;
-    kx_session_t  *ks;
-
-    ks = ngx_http_kontext_zone_lock(ctx, &taken);
-
-    if (taken || (ks && ks->seq != ctx->seq)) {
-        rc = NGX_DECLINED;
-
-    } else if (ks == NULL) {
-        rc = NGX_ERROR;
-
-    } else if (ks->turn == KX_TURN_PENDING) {
-        rc = NGX_AGAIN;
-
-    } else {
-        rc = NGX_OK;
-
-        if (s) {
-            ngx_http_kontext_zone_read(ctx, ks, s);
-        }
-    }
-
-    ngx_http_kontext_zone_unlock(ctx, ks);
-
-    return rc;
-}
-
-
-ngx_uint_t
-ngx_http_kontext_zone_turned(ngx_http_kontext_ctx_t *ctx)
-{
-    ngx_atomic_uint_t         n;
-    ngx_http_kontext_zone_t  *zone;
-
-    zone = ngx_http_kontext_zone_get(ctx->request);
-
-    n = zone->turns[ctx->key[0] % NGX_HTTP_KONTEXT_TURNS];
-
-    if (n == ctx->turns) {
-        return 0;
-    }
-
-    ctx->turns = n;
-
-    return 1;
-}
-
-
-static ngx_http_kontext_zone_t *
+ngx_http_kontext_zone_t *
 ngx_http_kontext_zone_get(ngx_http_request_t *r)
 {
     ngx_http_kontext_main_conf_t  *kmcf;
@@ -618,61 +379,33 @@ ngx_http_kontext_zone_get(ngx_http_request_t *r)
 }
 
 
-/* takes the lock; a worker may have died with it */
+uint64_t
+ngx_http_kontext_wall(void)
+{
+    ngx_time_t  *tp;
 
-static void
+    tp = ngx_timeofday();
+
+    return (uint64_t) tp->sec * 1000 + tp->msec;
+}
+
+
+/* a worker may have died with it */
+
+void
 ngx_http_kontext_zone_enter(ngx_http_kontext_zone_t *zone)
 {
     ngx_shmtx_lock(&zone->shpool->mutex);
 
     if (kx_session_table_check(zone->table) == KX_ERROR) {
-        (void) kx_session_table_create(zone->table, zone->size, zone->secret);
+        (void) kx_session_table_create(zone->table, zone->size, zone->share,
+                                       zone->secret);
     }
 }
 
 
-/*
- * The session, ready to be changed, or NULL; locked in either case.  taken:
- * another user has taken the conversation over.
- */
-
-static kx_session_t *
-ngx_http_kontext_zone_lock(ngx_http_kontext_ctx_t *ctx, ngx_uint_t *taken)
+void
+ngx_http_kontext_zone_leave(ngx_http_kontext_zone_t *zone)
 {
-    kx_session_t             *ks;
-    ngx_http_kontext_zone_t  *zone;
-
-    zone = ngx_http_kontext_zone_get(ctx->request);
-    *taken = 0;
-
-    ngx_http_kontext_zone_enter(zone);
-
-    ks = kx_session_table_find(zone->table, ctx->key, ngx_http_kontext_now(),
-                               zone->idle);
-
-    if (ks && ks->user != ctx->user_key) {
-        *taken = 1;
-        return NULL;
-    }
-
-    if (ks) {
-        kx_session_table_change(zone->table, ks);
-    }
-
-    return ks;
-}
-
-
-static void
-ngx_http_kontext_zone_unlock(ngx_http_kontext_ctx_t *ctx, kx_session_t *ks)
-{
-    ngx_http_kontext_zone_t  *zone;
-
-    zone = ngx_http_kontext_zone_get(ctx->request);
-
-    if (ks) {
-        kx_session_table_changed(zone->table, ks);
-    }
-
     ngx_shmtx_unlock(&zone->shpool->mutex);
 }

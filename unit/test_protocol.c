@@ -598,6 +598,96 @@ test_ill_formed_text(void **state)
 }
 
 
+static void
+assert_report(char *body, size_t len, const char *expected)
+{
+    assert_non_null(body);
+    assert_int_equal(len, strlen(body));
+    assert_string_equal(body, expected);
+
+    kx_protocol_free(body);
+}
+
+
+#define IDENTITIES  "\"publisherToken\":\"acme-dev\","                        \
+                    "\"conversationId\":\"c-77\",\"userId\":\"u-381\","     \
+                    "\"installId\":\"019a5c1e-7b40-7c3a-9d11-5a2f0c9e7b61\""
+#define SDK         "\"sdk\":{\"name\":\"sdk-js\",\"platform\":\"web\","      \
+                    "\"version\":\"4.0.2\"}"
+
+
+static void
+test_reports(void **state)
+{
+    char             *body, big[KX_MAX_CONTENT + 2];
+    size_t            len;
+    unsigned char     bid[KX_ID_LEN];
+    kx_ad_request_t   r;
+
+    minimal(&r);
+    message(&r, KX_ROLE_USER, "m1", "Hi", 2);
+    r.user_email = text("a@example.com");
+    parse_uuid(bid, "019A5C21-9F00-7D44-A1B2-3C4D5E6F7081");
+
+    body = kx_protocol_error_report(&r, "upstream timed out", "preload.read",
+                                    bid, &len);
+    assert_report(body, len, "{\"error\":\"upstream timed out\","
+                  "\"stack\":\"preload.read\",\"additionalData\":{"
+                  IDENTITIES ",\"bidId\":\"" BID "\"," SDK "}}");
+
+    body = kx_protocol_error_report(&r, "e", NULL, NULL, &len);
+    assert_report(body, len, "{\"error\":\"e\",\"additionalData\":{"
+                  IDENTITIES "," SDK "}}");
+
+    body = kx_protocol_debug_report(&r, "Session: bid-assigned",
+                                    "{\"messageId\":\"m4\"}", &len);
+    assert_report(body, len, "{\"name\":\"Session: bid-assigned\","
+                  "\"data\":\"{\\\"messageId\\\":\\\"m4\\\"}\","
+                  "\"additionalData\":{" IDENTITIES "," SDK "}}");
+
+    /* the session is for /debug only, a bid for /error */
+
+    r.has_session = 1;
+    parse_uuid(r.session, SESSION);
+
+    body = kx_protocol_debug_report(&r, "n", NULL, &len);
+    assert_report(body, len, "{\"name\":\"n\",\"additionalData\":{"
+                  IDENTITIES "," SESSION_MEMBER "," SDK "}}");
+
+    body = kx_protocol_error_report(&r, "e", NULL, NULL, &len);
+    assert_report(body, len, "{\"error\":\"e\",\"additionalData\":{"
+                  IDENTITIES "," SDK "}}");
+
+    /* what is not known is left out */
+
+    r.publisher_token.len = 0;
+    r.conversation_id.len = 0;
+    r.user_id.len = 0;
+    r.install_id.len = 0;
+    r.has_session = 0;
+
+    body = kx_protocol_error_report(&r, "", "", NULL, &len);
+    assert_report(body, len, "{\"error\":\"\",\"stack\":\"\","
+                  "\"additionalData\":{" SDK "}}");
+
+    body = kx_protocol_debug_report(&r, "n", "\xff\n", &len);
+    assert_report(body, len, "{\"name\":\"n\",\"data\":\"\xef\xbf\xbd\\n\","
+                  "\"additionalData\":{" SDK "}}");
+
+    /* bounded */
+
+    memset(big, 'x', sizeof(big) - 1);
+    big[sizeof(big) - 1] = '\0';
+
+    body = kx_protocol_debug_report(&r, "n", big, &len);
+    assert_non_null(body);
+    assert_int_equal(len, strlen("{\"name\":\"n\",\"data\":\"\","
+                                 "\"additionalData\":{" SDK "}}")
+                          + KX_MAX_CONTENT);
+    kx_protocol_free(body);
+}
+
+
 static void *
 failing_malloc(size_t size)
 {
@@ -655,6 +745,47 @@ test_no_memory(void **state)
     allocations = 0;
     allowed = 3;
     assert_null(kx_protocol_init(&r, &len));
+
+    cJSON_InitHooks(NULL);
+}
+
+
+static void
+test_no_memory_report(void **state)
+{
+    char             *body;
+    size_t            len;
+    unsigned          debug;
+    cJSON_Hooks       hooks;
+    unsigned char     bid[KX_ID_LEN];
+    kx_ad_request_t   r;
+
+    minimal(&r);
+    r.has_session = 1;
+    memset(bid, 0xab, KX_ID_LEN);
+
+    hooks.malloc_fn = failing_malloc;
+    hooks.free_fn = free;
+    cJSON_InitHooks(&hooks);
+
+    for (debug = 0; debug < 2; debug++) {
+
+        for (allowed = 0; allowed < 1000; allowed++) {
+            allocations = 0;
+            body = debug ? kx_protocol_debug_report(&r, "n", "d", &len)
+                         : kx_protocol_error_report(&r, "e", "s", bid, &len);
+
+            if (body) {
+                break;
+            }
+
+            assert_true(allocations > allowed);
+        }
+
+        assert_non_null(body);
+        assert_true(allowed > 20);
+        kx_protocol_free(body);
+    }
 
     cJSON_InitHooks(NULL);
 }
@@ -975,6 +1106,9 @@ test_not_decodable(void **state)
         "{" SESSION_MEMBER ",\"a\":NaN}",
         "{" SESSION_MEMBER ",\"a\":\"\\x\"}",
         "{" SESSION_MEMBER ",\"a\":\"\n\"}",
+        "{" SESSION_MEMBER ",\"a\":\"\\u12g4\"}",
+        "{" SESSION_MEMBER ",\"a\":\"\\ud800\"}",
+        "{" SESSION_MEMBER ",\"a\":\"\\udc00\\ud800\"}",
         "{" SESSION_MEMBER ",\"a\":\"\xff\"}",
         "{" SESSION_MEMBER ",\"a\":\"\xc0\x80\"}",
         "{" SESSION_MEMBER ",\"a\":\"\xed\xa0\x80\"}",
@@ -1598,7 +1732,9 @@ main(void)
         cmocka_unit_test(test_content_cut),
         cmocka_unit_test(test_content_limit_ill_formed),
         cmocka_unit_test(test_ill_formed_text),
+        cmocka_unit_test(test_reports),
         cmocka_unit_test(test_no_memory),
+        cmocka_unit_test(test_no_memory_report),
         cmocka_unit_test(test_no_memory_answer),
         cmocka_unit_test(test_init_answers),
         cmocka_unit_test(test_rules),

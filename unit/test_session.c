@@ -324,12 +324,14 @@ test_turn_supersedes_an_ad(void **state)
     /* a bid is never moved to a later message */
 
     assert_int_equal(kx_session_pair(&s, seq, reply1), KX_DECLINED);
-    assert_int_equal(kx_session_pair(&s, s.seq, reply1), KX_DECLINED);
+    assert_int_equal(kx_session_pair(&s, s.seq, reply2), KX_AGAIN);
     assert_false(s.paired);
+    assert_int_equal(nbids(), 0);
 
     /* back to the turn before: its ad is lost */
 
     answered(s.seq, no_fill("x"));
+    assert_false(s.paired);
     assert_int_equal(turn(turn1, NOW + 2), KX_TURN_ASK);
 }
 
@@ -339,15 +341,116 @@ test_pair_result_first(void **state)
 {
     turn(turn1, NOW);
 
-    assert_int_equal(kx_session_pair(&s, s.seq, reply1), KX_DECLINED);
-    assert_false(s.paired);
-
     answered(s.seq, filled());
+    assert_false(s.answered);
     assert_false(s.paired);
 
     assert_int_equal(kx_session_pair(&s, s.seq, reply1), KX_OK);
+    assert_true(s.answered);
     assert_true(s.paired);
     assert_memory_equal(s.assistant, reply1, KX_ID_LEN);
+}
+
+
+static void
+test_pair_assistant_first(void **state)
+{
+    turn(turn1, NOW);
+
+    assert_int_equal(kx_session_pair(&s, s.seq, reply1), KX_AGAIN);
+    assert_int_equal(s.turn, KX_TURN_PENDING);
+    assert_true(s.answered);
+    assert_false(s.paired);
+
+    assert_int_equal(answered(s.seq, filled()), KX_OK);
+    assert_true(s.paired);
+    assert_memory_equal(s.assistant, reply1, KX_ID_LEN);
+
+    /* of two that come before the result, the one that has replaced it */
+
+    turn(turn2, NOW);
+    assert_int_equal(kx_session_pair(&s, s.seq, reply1), KX_AGAIN);
+    assert_int_equal(kx_session_pair(&s, s.seq, reply2), KX_AGAIN);
+
+    answered(s.seq, filled());
+    assert_true(s.paired);
+    assert_memory_equal(s.assistant, reply2, KX_ID_LEN);
+}
+
+
+static void
+test_pair_assistant_first_without_an_ad(void **state)
+{
+    uint32_t             seq;
+    unsigned             i;
+    kx_preload_answer_t  a;
+
+    static const unsigned char  zero[KX_ID_LEN];
+
+    for (i = 0; i < 4; i++) {
+        memset(&s, 0, sizeof(s));
+
+        turn(turn1, NOW);
+        kx_session_pair(&s, s.seq, reply1);
+
+        switch (i) {
+
+        case 0:
+            a = no_fill("unfilled_bid");
+            break;
+
+        case 1:
+            a = answer(KX_AD_ERROR, NULL);
+            break;
+
+        case 2:
+            a = answer(KX_AD_NONE, NULL);
+            break;
+
+        default:
+            a = filled();
+            a.nbids = 0;
+            break;
+        }
+
+        assert_int_equal(answered(s.seq, a), KX_OK);
+        assert_false(s.paired);
+        assert_int_equal(kx_session_pair(&s, s.seq, reply2), KX_DECLINED);
+        assert_false(s.paired);
+    }
+
+    /* a message of the turn before is none of this one */
+
+    memset(&s, 0, sizeof(s));
+
+    turn(turn1, NOW);
+    seq = s.seq;
+    kx_session_pair(&s, seq, reply1);
+    turn(turn2, NOW + 1);
+
+    assert_false(s.answered);
+    assert_memory_equal(s.assistant, zero, KX_ID_LEN);
+
+    assert_int_equal(answered(seq, filled()), KX_DECLINED);
+    assert_false(s.paired);
+
+    assert_int_equal(answered(s.seq, filled()), KX_OK);
+    assert_false(s.paired);
+
+    /* one whose preload was given up, and another is sent for it */
+
+    turn(turn3, NOW + 2);
+    seq = s.seq;
+    kx_session_pair(&s, seq, reply1);
+    kx_session_cancel(&s, seq);
+
+    assert_int_equal(answered(seq, filled()), KX_DECLINED);
+    assert_false(s.paired);
+    assert_int_equal(kx_session_pair(&s, seq, reply2), KX_DECLINED);
+
+    assert_int_equal(turn(turn3, NOW + 3), KX_TURN_ASK);
+    assert_int_equal(answered(s.seq, filled()), KX_OK);
+    assert_false(s.paired);
 }
 
 
@@ -1025,6 +1128,9 @@ main(void)
         cmocka_unit_test_setup(test_turn_supersedes_a_pending_one, setup),
         cmocka_unit_test_setup(test_turn_supersedes_an_ad, setup),
         cmocka_unit_test_setup(test_pair_result_first, setup),
+        cmocka_unit_test_setup(test_pair_assistant_first, setup),
+        cmocka_unit_test_setup(test_pair_assistant_first_without_an_ad,
+                               setup),
         cmocka_unit_test_setup(test_pair_needs_an_ad, setup),
         cmocka_unit_test_setup(test_regenerated_answer_inherits, setup),
         cmocka_unit_test_setup(test_late_answer_counts, setup),

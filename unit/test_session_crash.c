@@ -27,7 +27,7 @@
 #include <sys/ptrace.h>
 #include <sys/wait.h>
 
-#include "session_table.h"
+#include "session_store.h"
 
 
 #define NOW         1000000ULL
@@ -35,6 +35,9 @@
 #define IDLE        60000
 
 #define SIZE        2048
+#define STORE_SIZE  6144             /* the same, and 16 blocks */
+#define SHARE       43
+#define BLOCKS      16
 #define SLOTS       7
 #define BUCKETS     4
 #define KEYS        16
@@ -60,15 +63,18 @@ typedef struct {
     void             (*prepare)(void);
     void             (*operate)(void);
     unsigned           lost;         /* sessions that may be gone, bits */
+    unsigned           share;        /* of the store */
 } scenario_t;
 
 
 static unsigned char       *mem;
+static size_t               size;
+static unsigned             share;
 static kx_session_table_t  *t;
 static control_t           *control;
 
-static unsigned char        before[SIZE];
-static unsigned char        after[SIZE];
+static unsigned char        before[STORE_SIZE] __attribute__((aligned(64)));
+static unsigned char        after[STORE_SIZE] __attribute__((aligned(64)));
 
 static const char          *name;
 static unsigned             nsteps;
@@ -147,6 +153,71 @@ record(unsigned char *block, unsigned n)
 }
 
 
+/* what the store has of a session, one after the other */
+
+static size_t
+contents(unsigned char *block, unsigned n, unsigned char *p)
+{
+    int                  rc;
+    size_t               len;
+    unsigned             kind;
+    kx_item_t            item;
+    kx_root_t           *root;
+    kx_session_t        *s;
+    kx_session_table_t  *table;
+
+    len = 0;
+    table = (kx_session_table_t *) block;
+    s = record(block, n);
+    root = s ? kx_store_root(table, s) : NULL;
+
+    if (root == NULL) {
+        return 0;
+    }
+
+    memcpy(p, root->id, KX_ID_LEN);
+    len += KX_ID_LEN;
+
+    for (kind = 0; kind < KX_ITEM_KINDS; kind++) {
+
+        for (rc = kx_store_first(table, s, kind, &item);
+             rc == KX_OK;
+             rc = kx_store_next(table, &item))
+        {
+            memcpy(p + len, &item.number, sizeof(item.number));
+            len += sizeof(item.number);
+            memcpy(p + len, &item.len, sizeof(item.len));
+            len += sizeof(item.len);
+
+            if (kx_store_read(table, &item, 0, p + len, item.len)
+                != item.len)
+            {
+                return (size_t) -1;
+            }
+
+            len += item.len;
+        }
+
+        p[len++] = 'k';
+    }
+
+    return len;
+}
+
+
+static unsigned
+same_contents(unsigned char *one, unsigned char *two, unsigned n)
+{
+    size_t  len;
+
+    static unsigned char  a[STORE_SIZE], b[STORE_SIZE];
+
+    len = contents(one, n, a);
+
+    return contents(two, n, b) == len && memcmp(a, b, len) == 0;
+}
+
+
 /* all of a record but what the table keeps in it */
 
 static unsigned
@@ -215,6 +286,82 @@ prepare_full(void)
 }
 
 
+static int
+add_item(unsigned n, kx_item_kind_e kind, size_t len)
+{
+    kx_str_t       data[2];
+    unsigned char  p[1000];
+
+    memset(p, 'a' + n + kind, sizeof(p));
+
+    data[0].data = p;
+    data[0].len = len / 2;
+    data[1].data = p;
+    data[1].len = len - len / 2;
+
+    return kx_store_add(t, record(mem, n), kind, 100 + len, data, 2);
+}
+
+
+static void
+add_at(unsigned n, kx_item_kind_e kind, size_t len)
+{
+    kx_session_table_change(t, record(mem, n));
+    check(add_item(n, kind, len) == KX_OK);
+    kx_session_table_changed(t, record(mem, n));
+}
+
+
+static int
+keep_at(unsigned n)
+{
+    return kx_store_keep(t, record(mem, n), key(n));
+}
+
+
+/* 1, 2 and 3 have items, 1 is the oldest; 6 blocks are free, 4 were used */
+
+static void
+prepare_store(void)
+{
+    prepare_full();
+
+    check(keep_at(6) == KX_OK);
+    add_at(6, KX_ITEM_EVENT, 600);
+    kx_session_table_close(t, record(mem, 6));
+    open_at(6, 1, NOW + 7);
+
+    check(keep_at(1) == KX_OK);
+    check(keep_at(2) == KX_OK);
+    check(keep_at(3) == KX_OK);
+
+    add_at(1, KX_ITEM_OPTIONS, 30);
+    add_at(2, KX_ITEM_MESSAGE, 300);
+    add_at(2, KX_ITEM_MESSAGE, 10);
+    add_at(2, KX_ITEM_MESSAGE, 20);
+    add_at(2, KX_ITEM_EVENT, 0);
+    add_at(3, KX_ITEM_AD, 100);
+
+    check(keep_at(6) == KX_OK);
+    add_at(6, KX_ITEM_EVENT, 600);
+    kx_session_table_close(t, record(mem, 6));
+    open_at(6, 1, NOW + 7);
+}
+
+
+/* none is free */
+
+static void
+prepare_store_full(void)
+{
+    prepare_store();
+
+    add_at(3, KX_ITEM_MESSAGE, 800);
+    add_at(3, KX_ITEM_EVENT, 1);
+    add_at(3, KX_ITEM_EVENT, 2);
+}
+
+
 /* 1, 2 and 3 are idle by the time of the operation */
 
 static void
@@ -250,6 +397,26 @@ prepare_dirty(void)
     s->newer = s->older;
     t->oldest = t->newest;
     t->free = KX_SESSION_NONE;
+    memset(t + 1, 0, 4 * t->buckets);
+}
+
+
+/* the same with all that links the blocks */
+
+static void
+prepare_store_dirty(void)
+{
+    kx_store_view_t  v;
+
+    prepare_store();
+
+    kx_session_table_change(t, record(mem, 2));
+    check(add_item(2, KX_ITEM_AD, 500) == KX_OK);
+
+    check(kx_store_view(t, &v) == KX_OK);
+    memset(v.head, 0x22, sizeof(kx_store_t));
+
+    record(mem, 3)->newer = 77;
     memset(t + 1, 0, 4 * t->buckets);
 }
 
@@ -361,6 +528,74 @@ operate_change(void)
 
 
 static void
+operate_keep(void)
+{
+    (void) keep_at(4);
+}
+
+
+static void
+operate_reserve(void)
+{
+    (void) kx_store_reserve(t, record(mem, 3), 7);
+}
+
+
+static void
+operate_add(void)
+{
+    kx_session_t  *s;
+
+    s = record(mem, 2);
+
+    kx_session_table_change(t, s);
+    (void) add_item(2, KX_ITEM_MESSAGE, 700);
+    kx_session_table_changed(t, s);
+}
+
+
+static void
+operate_shift(void)
+{
+    kx_session_t  *s;
+
+    s = record(mem, 2);
+
+    kx_session_table_change(t, s);
+    kx_store_shift(t, s, KX_ITEM_MESSAGE);
+    kx_session_table_changed(t, s);
+}
+
+
+static void
+operate_remove(void)
+{
+    kx_item_t      item;
+    kx_session_t  *s;
+
+    s = record(mem, 2);
+
+    (void) kx_store_first(t, s, KX_ITEM_MESSAGE, &item);
+    (void) kx_store_next(t, &item);
+
+    kx_session_table_change(t, s);
+    kx_store_remove(t, s, KX_ITEM_MESSAGE, &item);
+    kx_session_table_changed(t, s);
+}
+
+
+static void
+operate_store_find(void)
+{
+    kx_session_t  *s;
+
+    s = record(mem, 2);
+
+    (void) kx_store_find(t, s->root, key(2), NOW + 9, IDLE);
+}
+
+
+static void
 operate_check(void)
 {
     (void) kx_session_table_check(t);
@@ -370,26 +605,76 @@ operate_check(void)
 static void
 operate_create(void)
 {
-    (void) kx_session_table_create(mem, SIZE, secret2);
+    (void) kx_session_table_create(mem, size, share, secret2);
 }
 
 
 static const scenario_t  scenarios[] = {
 
-    { "open", prepare_some, operate_open_soon, 0 },
-    { "open, evicts", prepare_full, operate_open_soon, 1 << 1 },
-    { "open, expires", prepare_idle, operate_open, 1 << 1 | 1 << 2 },
-    { "open, lives", prepare_full, operate_open_again, 0 },
-    { "open, other user", prepare_full, operate_open_other_user, 1 << 2 },
-    { "find", prepare_full, operate_find, 0 },
-    { "find oldest", prepare_full, operate_find_oldest, 0 },
-    { "find idle", prepare_full, operate_find_idle, 1 << 2 },
-    { "close", prepare_full, operate_close, 1 << 2 },
-    { "change", prepare_full, operate_change, 1 << 2 },
-    { "repair", prepare_dirty, operate_check, 1 << 2 | 1 << 4 },
-    { "repair, size", prepare_geometry, operate_check, 0 },
-    { "create", prepare_full, operate_create, (1 << KEYS) - 1 }
+    { "open", prepare_some, operate_open_soon, 0, 0 },
+    { "open, evicts", prepare_full, operate_open_soon, 1 << 1, 0 },
+    { "open, expires", prepare_idle, operate_open, 1 << 1 | 1 << 2, 0 },
+    { "open, lives", prepare_full, operate_open_again, 0, 0 },
+    { "open, other user", prepare_full, operate_open_other_user, 1 << 2, 0 },
+    { "find", prepare_full, operate_find, 0, 0 },
+    { "find oldest", prepare_full, operate_find_oldest, 0, 0 },
+    { "find idle", prepare_full, operate_find_idle, 1 << 2, 0 },
+    { "close", prepare_full, operate_close, 1 << 2, 0 },
+    { "change", prepare_full, operate_change, 1 << 2, 0 },
+    { "repair", prepare_dirty, operate_check, 1 << 2 | 1 << 4, 0 },
+    { "repair, size", prepare_geometry, operate_check, 0, 0 },
+    { "create", prepare_full, operate_create, (1 << KEYS) - 1, 0 },
+
+    { "keep", prepare_store, operate_keep, 0, SHARE },
+    { "keep, evicts", prepare_store_full, operate_keep, 1 << 1, SHARE },
+    { "reserve, evicts", prepare_store, operate_reserve, 1 << 1, SHARE },
+    { "add", prepare_store, operate_add, 1 << 2, SHARE },
+    { "shift", prepare_store, operate_shift, 1 << 2, SHARE },
+    { "remove", prepare_store, operate_remove, 1 << 2, SHARE },
+    { "find by root", prepare_store, operate_store_find, 0, SHARE },
+    { "close, store", prepare_store, operate_close, 1 << 2, SHARE },
+    { "repair, store", prepare_store_dirty, operate_check, 1 << 2, SHARE },
+    { "create, store", prepare_store, operate_create, (1 << KEYS) - 1, SHARE }
 };
+
+
+/* The store goes on, and nothing is left of what was closed. */
+
+static void
+survived_store(void)
+{
+    unsigned         i;
+    kx_session_t    *s;
+    kx_store_view_t  v;
+
+    static const kx_block_t  zero;
+
+    check(kx_store_view(t, &v) == KX_OK);
+    check(v.n == BLOCKS);
+
+    for (i = 0; i < v.limit; i++) {
+        check(v.blocks[i].owner != KX_SESSION_NONE
+              || memcmp(&v.blocks[i].u, &zero.u, sizeof(zero.u)) == 0);
+    }
+
+    s = open_at(KEYS - 1, 1, NOW + IDLE);
+    check(s != NULL);
+    check(keep_at(KEYS - 1) == KX_OK);
+    check(kx_store_reserve(t, s, BLOCKS - 1) == KX_OK);
+    check(v.head->used == 1);
+    check(kx_session_table_verify(t) == KX_OK);
+
+    for (i = 0; i < (BLOCKS - 1) / 3; i++) {
+        add_at(KEYS - 1, KX_ITEM_MESSAGE, 500);
+    }
+
+    check(v.head->used == BLOCKS);
+    check(kx_session_table_verify(t) == KX_OK);
+
+    kx_session_table_close(t, s);
+    check(v.head->used == 0);
+    check(kx_session_table_verify(t) == KX_OK);
+}
 
 
 static void
@@ -408,14 +693,14 @@ survived(const scenario_t *sc)
         /* this one tells that it is to be created anew, and only this one */
 
         check(sc->operate == operate_create);
-        check(kx_session_table_attach(mem, SIZE) == NULL);
+        check(kx_session_table_attach(mem, size, share) == NULL);
         check(kx_session_table_find(t, key(2), NOW + 9, IDLE) == NULL);
-        check(kx_session_table_create(mem, SIZE, secret2) == t);
+        check(kx_session_table_create(mem, size, share, secret2) == t);
     }
 
     check(kx_session_table_verify(t) == KX_OK);
     check(kx_session_table_check(t) == KX_OK);
-    check(kx_session_table_attach(mem, SIZE) == t);
+    check(kx_session_table_attach(mem, size, share) == t);
     check(t->slots == SLOTS);
     check(t->buckets == BUCKETS);
 
@@ -438,7 +723,8 @@ survived(const scenario_t *sc)
 
         /* a session is as it was or as it was to be, not a mixture */
 
-        check(same(s, old) || same(s, new));
+        check((same(s, old) && same_contents(mem, before, i))
+              || (same(s, new) && same_contents(mem, after, i)));
     }
 
     check(missing <= 1);
@@ -477,6 +763,10 @@ survived(const scenario_t *sc)
     kx_session_table_close(t, s);
     check(t->used == SLOTS - 1);
     check(kx_session_table_verify(t) == KX_OK);
+
+    if (share) {
+        survived_store();
+    }
 }
 
 
@@ -485,11 +775,11 @@ survived(const scenario_t *sc)
 static void
 look(const scenario_t *sc)
 {
-    static unsigned char  now[SIZE];
+    static unsigned char  now[STORE_SIZE];
 
-    memcpy(now, mem, SIZE);
+    memcpy(now, mem, size);
     survived(sc);
-    memcpy(mem, now, SIZE);
+    memcpy(mem, now, size);
 }
 
 
@@ -508,7 +798,7 @@ run(const scenario_t *sc, unsigned steps)
     control->started = 0;
     control->done = 0;
 
-    memcpy(mem, before, SIZE);
+    memcpy(mem, before, size);
 
     pid = fork();
 
@@ -598,22 +888,25 @@ test(const scenario_t *sc)
     name = sc->name;
     nsteps = 0;
 
-    memset(mem, 0, SIZE);
-    t = kx_session_table_create(mem, SIZE, secret1);
+    share = sc->share;
+    size = share ? STORE_SIZE : SIZE;
+
+    memset(mem, 0, size);
+    t = kx_session_table_create(mem, size, share, secret1);
     check(t != NULL);
 
     sc->prepare();
-    memcpy(before, mem, SIZE);
+    memcpy(before, mem, size);
 
     sc->operate();
-    memcpy(after, mem, SIZE);
+    memcpy(after, mem, size);
 
-    check(memcmp(before, after, SIZE) != 0);
+    check(memcmp(before, after, size) != 0);
     check(kx_session_table_verify(t) == KX_OK);
 
     n = run(sc, ALL);
 
-    check(memcmp(mem, after, SIZE) == 0);
+    check(memcmp(mem, after, size) == 0);
     survived(sc);
 
     dirty = 0;
@@ -649,8 +942,8 @@ main(void)
         (void) sched_setaffinity(0, sizeof(cpu), &cpu);
     }
 
-    mem = mmap(NULL, SIZE, PROT_READ|PROT_WRITE, MAP_SHARED|MAP_ANONYMOUS,
-               -1, 0);
+    mem = mmap(NULL, STORE_SIZE, PROT_READ|PROT_WRITE,
+               MAP_SHARED|MAP_ANONYMOUS, -1, 0);
 
     control = mmap(NULL, sizeof(control_t), PROT_READ|PROT_WRITE,
                    MAP_SHARED|MAP_ANONYMOUS, -1, 0);

@@ -54,7 +54,7 @@ make(size_t n)
     assert_int_equal(posix_memalign((void **) &mem, 64, size), 0);
     memset(mem, 0xa5, size);
 
-    t = kx_session_table_create(mem, size, secret);
+    t = kx_session_table_create(mem, size, 0, secret);
 }
 
 
@@ -196,9 +196,9 @@ test_attach(void **state)
     s = open_at(1, NOW);
     s->seq = 4711;
 
-    assert_ptr_equal(kx_session_table_attach(mem, size), t);
-    assert_null(kx_session_table_attach(mem, size - 1));
-    assert_null(kx_session_table_attach(mem, 0));
+    assert_ptr_equal(kx_session_table_attach(mem, size, 0), t);
+    assert_null(kx_session_table_attach(mem, size - 1, 0));
+    assert_null(kx_session_table_attach(mem, 0, 0));
 
     /* another process has it elsewhere */
 
@@ -206,7 +206,7 @@ test_attach(void **state)
     assert_int_equal(posix_memalign((void **) &copy, 64, size), 0);
     memcpy(copy, mem, size);
 
-    other = kx_session_table_attach(copy, size);
+    other = kx_session_table_attach(copy, size, 0);
     assert_non_null(other);
     assert_int_equal(kx_session_table_check(other), KX_OK);
     assert_int_equal(kx_session_table_verify(other), KX_OK);
@@ -218,22 +218,22 @@ test_attach(void **state)
     assert_int_equal(s->seq, 4711);
 
     other->magic ^= 1;
-    assert_null(kx_session_table_attach(copy, size));
+    assert_null(kx_session_table_attach(copy, size, 0));
     other->magic ^= 1;
 
     other->seal ^= 1;
-    assert_null(kx_session_table_attach(copy, size));
+    assert_null(kx_session_table_attach(copy, size, 0));
     other->seal ^= 1;
 
     other->slots--;
-    assert_null(kx_session_table_attach(copy, size));
+    assert_null(kx_session_table_attach(copy, size, 0));
     other->slots++;
 
     other->buckets *= 2;
-    assert_null(kx_session_table_attach(copy, size));
+    assert_null(kx_session_table_attach(copy, size, 0));
 
     memset(copy, 0, size);
-    assert_null(kx_session_table_attach(copy, size));
+    assert_null(kx_session_table_attach(copy, size, 0));
 
     free(copy);
 }
@@ -254,7 +254,8 @@ test_open_makes_a_session(void **state)
     assert_int_equal(created, 1);
     assert_memory_equal(s->key, key(1), KX_ID_LEN);
     assert_int_equal(s->user, 99);
-    assert_true(s->created == WALL);
+    assert_true(s->created == WALL / 1000);
+    assert_true(s->root == KX_SESSION_NONE);
     assert_true(s->used == NOW);
     assert_int_equal(s->turn, KX_TURN_NONE);
     assert_int_equal(s->init, KX_INIT_DUE);
@@ -264,10 +265,10 @@ test_open_makes_a_session(void **state)
     assert_int_equal(t->used, 1);
     verify();
 
-    assert_ptr_equal(kx_session_table_open(t, key(1), 99, NOW + 5, WALL + 5,
+    assert_ptr_equal(kx_session_table_open(t, key(1), 99, NOW + 5, WALL + 5000,
                                            IDLE, &created), s);
     assert_int_equal(created, 0);
-    assert_true(s->created == WALL);
+    assert_true(s->created == WALL / 1000);
     assert_true(s->used == NOW + 5);
 
     assert_ptr_equal(find_at(1, NOW + 6), s);
@@ -287,11 +288,12 @@ test_other_user(void **state)
     s->disabled = 1;
     s->has_server_id = 1;
 
-    s = kx_session_table_open(t, key(1), 2, NOW, WALL + 1, IDLE, &created);
+    s = kx_session_table_open(t, key(1), 2, NOW, WALL + 1000, IDLE,
+                              &created);
     assert_non_null(s);
     assert_int_equal(created, 1);
     assert_int_equal(s->user, 2);
-    assert_true(s->created == WALL + 1);
+    assert_true(s->created == WALL / 1000 + 1);
     assert_false(s->disabled);
     assert_false(s->has_server_id);
     assert_int_equal(t->used, 1);
@@ -722,11 +724,11 @@ test_words_of_the_size(void **state)
     assert_int_equal(kx_session_table_verify(t), KX_ERROR);
     assert_null(find_at(1, NOW));
     assert_null(open_at(1, NOW));
-    assert_null(kx_session_table_attach(mem, size));
+    assert_null(kx_session_table_attach(mem, size, 0));
 
     kx_session_table_close(t, slot(0));
 
-    assert_ptr_equal(kx_session_table_create(mem, size, secret), t);
+    assert_ptr_equal(kx_session_table_create(mem, size, 0, secret), t);
     assert_int_equal(kx_session_table_check(t), KX_OK);
     verify();
     assert_non_null(open_at(1, NOW));

@@ -6,18 +6,14 @@
 #include "protocol.h"
 #include "hash.h"
 #include "json_scan.h"
+#include "tree.h"
 
-#include <cjson/cJSON.h>
 #include <math.h>
 #include <stdlib.h>
 
 
-#define KX_ANSWER_DEPTH        32
 #define KX_MAX_PRELOAD_TIMEOUT 600000
 #define KX_MAX_REVENUE_LEN     32
-
-#define KX_REPLACEMENT         "\xef\xbf\xbd"
-#define KX_REPLACEMENT_LEN     3
 
 #define KX_DAY                 86400000
 #define KX_LAST_TIME           253402300799999ULL    /* the end of 9999 */
@@ -25,15 +21,6 @@
 #define KX_INSTALL_DOMAIN      "ngx_kontext install id 1"
 #define KX_INSTALL_FROM        1735689600000ULL      /* the start of 2025 */
 #define KX_INSTALL_SPAN        31536000000ULL        /* and its length */
-
-
-/* collects valid UTF-8 up to a limit */
-
-typedef struct {
-    unsigned char        *pos;
-    size_t                left;
-    unsigned              cut:1;
-} kx_text_copy_t;
 
 
 /* pos is NULL once something did not fit */
@@ -44,9 +31,13 @@ typedef struct {
 } kx_writer_t;
 
 
+static int kx_protocol_additional(cJSON *body, const kx_ad_request_t *r,
+    const unsigned char *session, const unsigned char *bid);
+static int kx_ad_request_strings(void *dst, const void *src,
+    const size_t *offsets, const kx_pool_t *pool);
+static int kx_ad_request_string(kx_str_t *dst, const kx_str_t *src,
+    const kx_pool_t *pool);
 static int kx_protocol_common(cJSON *body, const kx_ad_request_t *r);
-static char *kx_protocol_print(cJSON *body, size_t *len);
-static int kx_protocol_session(cJSON *body, const kx_ad_request_t *r);
 static int kx_protocol_placements(cJSON *body, const kx_ad_request_t *r);
 static int kx_protocol_messages(cJSON *body, const kx_ad_request_t *r);
 static cJSON *kx_protocol_message(const kx_message_t *m, const char *content);
@@ -59,24 +50,20 @@ static int kx_protocol_regulatory(cJSON *body, const kx_regulatory_t *g);
 
 static int kx_protocol_add(cJSON *object, const char *name,
     const kx_str_t *s);
+static int kx_protocol_add_text(cJSON *object, const char *name,
+    const char *text);
+static int kx_protocol_add_uuid(cJSON *object, const char *name,
+    const unsigned char *id);
 static int kx_protocol_add_given(cJSON *object, const char *name,
     const kx_str_t *s);
 static int kx_protocol_add_item(cJSON *array, const kx_str_t *s);
 static int kx_protocol_add_number(cJSON *object, const char *name, double n);
 static int kx_protocol_add_flag(cJSON *object, const char *name, int flag);
-static char *kx_protocol_text(const kx_str_t *s, size_t max, size_t *len,
-    unsigned *cut);
-static void kx_protocol_text_sink(void *data, const unsigned char *p,
-    size_t len);
-static void kx_protocol_text_put(kx_text_copy_t *copy, const void *p,
-    size_t len);
 
 static unsigned kx_protocol_flag(const cJSON *root, const char *name,
     unsigned missing);
 static uint32_t kx_protocol_timeout(const cJSON *root);
 static cJSON *kx_protocol_decode(const unsigned char *body, size_t len);
-static int kx_protocol_check(char *text, size_t len);
-static const cJSON *kx_protocol_get(const cJSON *object, const char *name);
 static int kx_protocol_read(kx_preload_answer_t *a, const cJSON *root,
     const kx_str_t *placements, unsigned nplacements);
 static int kx_protocol_read_uuid(unsigned char id[KX_ID_LEN],
@@ -108,6 +95,160 @@ static const unsigned char  kx_time_days[] = {
 };
 
 
+/* the strings of a request, up to an offset that is none */
+
+#define KX_NO_OFFSET  ((size_t) -1)
+
+static const size_t  kx_ad_request_whos[] = {
+    offsetof(kx_ad_request_t, publisher_token),
+    offsetof(kx_ad_request_t, user_id),
+    offsetof(kx_ad_request_t, conversation_id),
+    offsetof(kx_ad_request_t, install_id),
+    offsetof(kx_ad_request_t, sdk_name),
+    offsetof(kx_ad_request_t, sdk_platform),
+    offsetof(kx_ad_request_t, sdk_version),
+    KX_NO_OFFSET
+};
+
+
+static const size_t  kx_ad_request_others[] = {
+    offsetof(kx_ad_request_t, variant_id),
+    offsetof(kx_ad_request_t, user_email),
+    offsetof(kx_ad_request_t, device.type),
+    offsetof(kx_ad_request_t, device.os),
+    offsetof(kx_ad_request_t, device.os_version),
+    offsetof(kx_ad_request_t, device.locale),
+    offsetof(kx_ad_request_t, device.timezone),
+    offsetof(kx_ad_request_t, device.user_agent),
+    offsetof(kx_ad_request_t, character.id),
+    offsetof(kx_ad_request_t, character.name),
+    offsetof(kx_ad_request_t, character.avatar_url),
+    offsetof(kx_ad_request_t, character.greeting),
+    offsetof(kx_ad_request_t, character.persona),
+    offsetof(kx_ad_request_t, regulatory.gdpr_consent),
+    offsetof(kx_ad_request_t, regulatory.gpp),
+    offsetof(kx_ad_request_t, regulatory.us_privacy),
+    KX_NO_OFFSET
+};
+
+
+int
+kx_ad_request_who(kx_ad_request_t *dst, const kx_ad_request_t *src,
+    const kx_pool_t *pool)
+{
+    memset(dst, 0, sizeof(kx_ad_request_t));
+
+    dst->has_session = src->has_session;
+    memcpy(dst->session, src->session, KX_ID_LEN);
+
+    return kx_ad_request_strings(dst, src, kx_ad_request_whos, pool);
+}
+
+
+int
+kx_ad_request_copy(kx_ad_request_t *dst, const kx_ad_request_t *src,
+    const kx_pool_t *pool)
+{
+    unsigned    i, n;
+    kx_str_t   *tags;
+    const int  *sids;
+
+    *dst = *src;
+
+    dst->messages = NULL;
+    dst->nmessages = 0;
+
+    if (kx_ad_request_strings(dst, src, kx_ad_request_whos, pool) != KX_OK
+        || kx_ad_request_strings(dst, src, kx_ad_request_others, pool)
+           != KX_OK)
+    {
+        return KX_ERROR;
+    }
+
+    n = src->character.ntags;
+
+    if (n) {
+        tags = pool->alloc(pool->data, n * sizeof(kx_str_t));
+        if (tags == NULL) {
+            return KX_ERROR;
+        }
+
+        for (i = 0; i < n; i++) {
+            if (kx_ad_request_string(&tags[i], &src->character.tags[i], pool)
+                != KX_OK)
+            {
+                return KX_ERROR;
+            }
+        }
+
+        dst->character.tags = tags;
+    }
+
+    n = src->regulatory.ngpp_sid;
+    sids = src->regulatory.gpp_sid;
+
+    if (n) {
+        dst->regulatory.gpp_sid = pool->alloc(pool->data, n * sizeof(int));
+        if (dst->regulatory.gpp_sid == NULL) {
+            return KX_ERROR;
+        }
+
+        memcpy(dst->regulatory.gpp_sid, sids, n * sizeof(int));
+    }
+
+    return KX_OK;
+}
+
+
+static int
+kx_ad_request_strings(void *dst, const void *src, const size_t *offsets,
+    const kx_pool_t *pool)
+{
+    kx_str_t        *to;
+    const kx_str_t  *from;
+
+    for ( /* void */ ; *offsets != KX_NO_OFFSET; offsets++) {
+        to = (kx_str_t *) ((char *) dst + *offsets);
+        from = (const kx_str_t *) ((const char *) src + *offsets);
+
+        if (kx_ad_request_string(to, from, pool) != KX_OK) {
+            return KX_ERROR;
+        }
+    }
+
+    return KX_OK;
+}
+
+
+static int
+kx_ad_request_string(kx_str_t *dst, const kx_str_t *src,
+    const kx_pool_t *pool)
+{
+    size_t          len;
+    unsigned char  *p;
+
+    len = src->len;
+
+    if (len == 0) {
+        dst->len = 0;
+        dst->data = NULL;
+        return KX_OK;
+    }
+
+    p = pool->alloc(pool->data, len);
+    if (p == NULL) {
+        return KX_ERROR;
+    }
+
+    memcpy(p, src->data, len);
+
+    dst->data = p;
+    dst->len = len;
+
+    return KX_OK;
+}
+
+
 char *
 kx_protocol_init(const kx_ad_request_t *r, size_t *len)
 {
@@ -122,7 +263,7 @@ kx_protocol_init(const kx_ad_request_t *r, size_t *len)
         return NULL;
     }
 
-    return kx_protocol_print(body, len);
+    return kx_tree_print(body, len);
 }
 
 
@@ -136,7 +277,9 @@ kx_protocol_preload(const kx_ad_request_t *r, size_t *len)
     if (kx_protocol_common(body, r) != KX_OK
         || kx_protocol_add(body, "conversationId", &r->conversation_id)
            != KX_OK
-        || kx_protocol_session(body, r) != KX_OK
+        || kx_protocol_add_uuid(body, "sessionId",
+                                r->has_session ? r->session : NULL)
+           != KX_OK
         || kx_protocol_placements(body, r) != KX_OK
         || kx_protocol_messages(body, r) != KX_OK
         || kx_protocol_sdk(body, r) != KX_OK
@@ -150,7 +293,76 @@ kx_protocol_preload(const kx_ad_request_t *r, size_t *len)
         return NULL;
     }
 
-    return kx_protocol_print(body, len);
+    return kx_tree_print(body, len);
+}
+
+
+char *
+kx_protocol_error_report(const kx_ad_request_t *r, const char *error,
+    const char *stack, const unsigned char *bid, size_t *len)
+{
+    cJSON  *body;
+
+    body = cJSON_CreateObject();
+
+    if (kx_protocol_add_text(body, "error", error) != KX_OK
+        || kx_protocol_add_text(body, "stack", stack) != KX_OK
+        || kx_protocol_additional(body, r, NULL, bid) != KX_OK)
+    {
+        cJSON_Delete(body);
+        return NULL;
+    }
+
+    return kx_tree_print(body, len);
+}
+
+
+char *
+kx_protocol_debug_report(const kx_ad_request_t *r, const char *name,
+    const char *data, size_t *len)
+{
+    cJSON  *body;
+
+    body = cJSON_CreateObject();
+
+    if (kx_protocol_add_text(body, "name", name) != KX_OK
+        || kx_protocol_add_text(body, "data", data) != KX_OK
+        || kx_protocol_additional(body, r, r->has_session ? r->session : NULL,
+                                  NULL)
+           != KX_OK)
+    {
+        cJSON_Delete(body);
+        return NULL;
+    }
+
+    return kx_tree_print(body, len);
+}
+
+
+static int
+kx_protocol_additional(cJSON *body, const kx_ad_request_t *r,
+    const unsigned char *session, const unsigned char *bid)
+{
+    cJSON  *data;
+
+    data = cJSON_AddObjectToObject(body, "additionalData");
+    if (data == NULL) {
+        return KX_ERROR;
+    }
+
+    if (kx_protocol_add_given(data, "publisherToken", &r->publisher_token)
+        != KX_OK
+        || kx_protocol_add_given(data, "conversationId", &r->conversation_id)
+           != KX_OK
+        || kx_protocol_add_given(data, "userId", &r->user_id) != KX_OK
+        || kx_protocol_add_given(data, "installId", &r->install_id) != KX_OK
+        || kx_protocol_add_uuid(data, "sessionId", session) != KX_OK
+        || kx_protocol_add_uuid(data, "bidId", bid) != KX_OK)
+    {
+        return KX_ERROR;
+    }
+
+    return kx_protocol_sdk(data, r);
 }
 
 
@@ -173,40 +385,6 @@ kx_protocol_common(cJSON *body, const kx_ad_request_t *r)
     /* better none than one that is no UUID: older SDKs send none */
 
     return kx_protocol_add_given(body, "installId", &r->install_id);
-}
-
-
-static char *
-kx_protocol_print(cJSON *body, size_t *len)
-{
-    char  *text;
-
-    text = cJSON_PrintUnformatted(body);
-
-    cJSON_Delete(body);
-
-    if (text != NULL) {
-        *len = strlen(text);
-    }
-
-    return text;
-}
-
-
-static int
-kx_protocol_session(cJSON *body, const kx_ad_request_t *r)
-{
-    kx_str_t       s;
-    unsigned char  uuid[KX_UUID_LEN];
-
-    if (!r->has_session) {
-        return KX_OK;
-    }
-
-    s.data = uuid;
-    s.len = (size_t) (kx_uuid_write(uuid, r->session) - uuid);
-
-    return kx_protocol_add(body, "sessionId", &s);
 }
 
 
@@ -262,7 +440,7 @@ kx_protocol_messages(cJSON *body, const kx_ad_request_t *r)
             continue;
         }
 
-        content = kx_protocol_text(&m->content, left, &len, &cut);
+        content = kx_tree_text(&m->content, left, &len, &cut);
         if (content == NULL) {
             return KX_ERROR;
         }
@@ -495,21 +673,42 @@ kx_protocol_regulatory(cJSON *body, const kx_regulatory_t *g)
 static int
 kx_protocol_add(cJSON *object, const char *name, const kx_str_t *s)
 {
-    char      *text;
-    cJSON     *item;
-    size_t     len;
-    unsigned   cut;
+    return kx_tree_add(object, name, s, KX_MAX_CONTENT);
+}
 
-    text = kx_protocol_text(s, KX_MAX_CONTENT, &len, &cut);
+
+/* nothing is added for NULL, here and below */
+
+static int
+kx_protocol_add_text(cJSON *object, const char *name, const char *text)
+{
+    kx_str_t  s;
+
     if (text == NULL) {
-        return KX_ERROR;
+        return KX_OK;
     }
 
-    item = cJSON_AddStringToObject(object, name, text);
+    s.len = strlen(text);
+    s.data = (unsigned char *) text;
 
-    cJSON_free(text);
+    return kx_protocol_add(object, name, &s);
+}
 
-    return (item != NULL) ? KX_OK : KX_ERROR;
+
+static int
+kx_protocol_add_uuid(cJSON *object, const char *name, const unsigned char *id)
+{
+    kx_str_t       s;
+    unsigned char  uuid[KX_UUID_LEN];
+
+    if (id == NULL) {
+        return KX_OK;
+    }
+
+    s.data = uuid;
+    s.len = (size_t) (kx_uuid_write(uuid, id) - uuid);
+
+    return kx_protocol_add(object, name, &s);
 }
 
 
@@ -528,7 +727,7 @@ kx_protocol_add_item(cJSON *array, const kx_str_t *s)
     size_t     len;
     unsigned   cut;
 
-    text = kx_protocol_text(s, KX_MAX_CONTENT, &len, &cut);
+    text = kx_tree_text(s, KX_MAX_CONTENT, &len, &cut);
     if (text == NULL) {
         return KX_ERROR;
     }
@@ -567,120 +766,6 @@ kx_protocol_add_flag(cJSON *object, const char *name, int flag)
     }
 
     return cJSON_AddBoolToObject(object, name, flag != 0) ? KX_OK : KX_ERROR;
-}
-
-
-/*
- * A C string out of at most max bytes of s: ill-formed UTF-8 and zero bytes
- * become U+FFFD; cut tells that not all of it did fit.  NULL: no memory.
- */
-
-static char *
-kx_protocol_text(const kx_str_t *s, size_t max, size_t *len, unsigned *cut)
-{
-    char                 *text;
-    size_t                n;
-    kx_str_t              run;
-    kx_decode_t           decode;
-    kx_text_copy_t        copy;
-    const unsigned char  *p, *last;
-
-    /*
-     * The text never gets shorter: what lies more than a character beyond
-     * the limit cannot come into it.
-     */
-
-    n = (s->len < max + 4) ? s->len : max + 4;
-
-    copy.left = (n < max / KX_REPLACEMENT_LEN) ? n * KX_REPLACEMENT_LEN : max;
-    copy.cut = (n < s->len);
-
-    text = cJSON_malloc(copy.left + 1);
-    if (text == NULL) {
-        return NULL;
-    }
-
-    copy.pos = (unsigned char *) text;
-
-    p = s->data;
-    last = n ? p + n : p;
-
-    /* the decoder checks UTF-8; a backslash is nothing special here */
-
-    while (p < last) {
-        run.data = (unsigned char *) p;
-
-        p = memchr(p, '\\', (size_t) (last - p));
-
-        if (p == NULL) {
-            p = last;
-        }
-
-        run.len = (size_t) (p - run.data);
-
-        kx_decode_init(&decode);
-        kx_decode(&decode, &run, kx_protocol_text_sink, &copy);
-
-        if (p < last) {
-            kx_protocol_text_put(&copy, p++, 1);
-        }
-    }
-
-    *copy.pos = '\0';
-
-    *len = (size_t) ((char *) copy.pos - text);
-    *cut = copy.cut;
-
-    return text;
-}
-
-
-static void
-kx_protocol_text_sink(void *data, const unsigned char *p, size_t len)
-{
-    kx_text_copy_t       *copy = data;
-    const unsigned char  *zero, *last;
-
-    last = p + len;
-
-    while (p < last) {
-        zero = memchr(p, '\0', (size_t) (last - p));
-
-        if (zero == NULL) {
-            kx_protocol_text_put(copy, p, (size_t) (last - p));
-            return;
-        }
-
-        kx_protocol_text_put(copy, p, (size_t) (zero - p));
-        kx_protocol_text_put(copy, KX_REPLACEMENT, KX_REPLACEMENT_LEN);
-
-        p = zero + 1;
-    }
-}
-
-
-/* p starts and ends with a whole character */
-
-static void
-kx_protocol_text_put(kx_text_copy_t *copy, const void *p, size_t len)
-{
-    const unsigned char  *text = p;
-
-    if (len > copy->left) {
-        len = copy->left;
-
-        while (len && (text[len] & 0xc0) == 0x80) {
-            len--;
-        }
-
-        copy->cut = 1;
-        copy->left = len;
-    }
-
-    memcpy(copy->pos, text, len);
-
-    copy->pos += len;
-    copy->left -= len;
 }
 
 
@@ -725,7 +810,7 @@ kx_protocol_flag(const cJSON *root, const char *name, unsigned missing)
 {
     const cJSON  *item;
 
-    item = kx_protocol_get(root, name);
+    item = kx_tree_get(root, name);
 
     return cJSON_IsBool(item) ? (cJSON_IsTrue(item) != 0) : missing;
 }
@@ -737,7 +822,7 @@ kx_protocol_timeout(const cJSON *root)
     double        ms;
     const cJSON  *item;
 
-    item = kx_protocol_get(root, "preloadTimeout");
+    item = kx_tree_get(root, "preloadTimeout");
 
     if (!cJSON_IsNumber(item)) {
         return 0;
@@ -796,126 +881,23 @@ kx_protocol_preload_answer(kx_preload_answer_t *a, unsigned status,
 }
 
 
-/*
- * Everything is checked before cJSON sees it: the tree that it builds has a
- * bounded size and depth, and no string in it ends early.
- */
-
 static cJSON *
 kx_protocol_decode(const unsigned char *body, size_t len)
 {
-    char      *text;
-    cJSON     *root;
-    size_t     n;
-    kx_str_t   s;
-    unsigned   cut;
+    cJSON  *root;
 
-    if (len == 0 || len > KX_MAX_ANSWER) {
-        return NULL;
-    }
-
-    s.len = len;
-    s.data = (unsigned char *) body;
-
-    text = kx_protocol_text(&s, KX_MAX_ANSWER, &n, &cut);
-    if (text == NULL) {
-        return NULL;
-    }
-
-    root = NULL;
-
-    /* a difference: it was not UTF-8 */
-
-    if (n == len && memcmp(text, body, len) == 0
-        && kx_protocol_check(text, len) == KX_OK)
+    if (len > KX_MAX_ANSWER
+        || kx_tree_read(&root, body, len, 1) != KX_OK)
     {
-        root = cJSON_ParseWithLength(text, len);
+        return NULL;
     }
 
-    cJSON_free(text);
+    if (!cJSON_IsObject(root)) {
+        cJSON_Delete(root);
+        return NULL;
+    }
 
     return root;
-}
-
-
-/* Takes a JSON object, and makes U+FFFD of the escape of a zero byte. */
-
-static int
-kx_protocol_check(char *text, size_t len)
-{
-    char       *p, *last;
-    unsigned    depth, quoted;
-    kx_json_t   j;
-
-    kx_json_init(&j, (unsigned char *) text, len);
-
-    if (kx_json_type(&j) != KX_JSON_OBJECT
-        || kx_json_skip(&j, NULL) != KX_OK
-        || kx_json_end(&j) != KX_OK)
-    {
-        return KX_ERROR;
-    }
-
-    depth = 0;
-    quoted = 0;
-    last = text + len;
-
-    for (p = text; p < last; p++) {
-
-        if (quoted) {
-
-            if (*p == '\\') {
-                p++;
-
-                if (last - p > 5 && memcmp(p, "u0000", 5) == 0) {
-                    memcpy(p, "ufffd", 5);
-                }
-
-            } else if (*p == '"') {
-                quoted = 0;
-
-            } else if ((unsigned char) *p < ' ') {
-                return KX_ERROR;
-            }
-
-            continue;
-        }
-
-        switch (*p) {
-
-        case '"':
-            quoted = 1;
-            break;
-
-        case '{':
-        case '[':
-            if (++depth > KX_ANSWER_DEPTH) {
-                return KX_ERROR;
-            }
-
-            break;
-
-        case '}':
-        case ']':
-            depth--;
-            break;
-        }
-    }
-
-    return KX_OK;
-}
-
-
-/* a member that is null counts as one that is not there */
-
-static const cJSON *
-kx_protocol_get(const cJSON *object, const char *name)
-{
-    const cJSON  *item;
-
-    item = cJSON_GetObjectItemCaseSensitive(object, name);
-
-    return cJSON_IsNull(item) ? NULL : item;
 }
 
 
@@ -925,7 +907,7 @@ kx_protocol_read(kx_preload_answer_t *a, const cJSON *root,
 {
     const cJSON  *item, *bids;
 
-    item = kx_protocol_get(root, "sessionId");
+    item = kx_tree_get(root, "sessionId");
 
     if (item != NULL) {
 
@@ -936,7 +918,7 @@ kx_protocol_read(kx_preload_answer_t *a, const cJSON *root,
         a->has_session = 1;
     }
 
-    bids = kx_protocol_get(root, "bids");
+    bids = kx_tree_get(root, "bids");
 
     if (bids == NULL) {
         return KX_OK;
@@ -982,13 +964,13 @@ kx_protocol_read_bid(kx_preload_answer_t *a, const cJSON *item,
     kx_bid_t     bid;
     const char  *code;
 
-    if (kx_protocol_read_uuid(bid.id, kx_protocol_get(item, "bidId"))
+    if (kx_protocol_read_uuid(bid.id, kx_tree_get(item, "bidId"))
         != KX_OK)
     {
         return KX_ERROR;
     }
 
-    code = cJSON_GetStringValue(kx_protocol_get(item, "code"));
+    code = cJSON_GetStringValue(kx_tree_get(item, "code"));
     if (code == NULL) {
         return KX_ERROR;
     }
@@ -1009,7 +991,7 @@ kx_protocol_read_bid(kx_preload_answer_t *a, const cJSON *item,
     }
 
     bid.placement = i;
-    bid.revenue = kx_protocol_revenue(kx_protocol_get(item, "revenue"));
+    bid.revenue = kx_protocol_revenue(kx_tree_get(item, "revenue"));
 
     for (i = 0; i < a->nbids; i++) {
         if (a->bids[i].placement == bid.placement) {
@@ -1076,11 +1058,11 @@ kx_protocol_classify(kx_preload_answer_t *a, const cJSON *root,
 {
     const cJSON  *error;
 
-    error = kx_protocol_get(root, "errCode");
+    error = kx_tree_get(root, "errCode");
 
     if (error != NULL || !a->has_session) {
 
-        if (cJSON_IsTrue(kx_protocol_get(root, "permanent"))) {
+        if (cJSON_IsTrue(kx_tree_get(root, "permanent"))) {
             a->disable = 1;
             kx_protocol_outcome(a, KX_AD_ERROR,
                                 error ? kx_protocol_code(error)
@@ -1092,9 +1074,9 @@ kx_protocol_classify(kx_preload_answer_t *a, const cJSON *root,
         return;
     }
 
-    if (cJSON_IsTrue(kx_protocol_get(root, "skip"))) {
+    if (cJSON_IsTrue(kx_tree_get(root, "skip"))) {
         kx_protocol_outcome(a, KX_AD_NO_FILL,
-                        kx_protocol_code(kx_protocol_get(root, "skipCode")));
+                        kx_protocol_code(kx_tree_get(root, "skipCode")));
         return;
     }
 

@@ -162,6 +162,16 @@ typedef struct {
 
 
 /*
+ * Copies what a request says into a pool, but not its messages; placements
+ * stay where they are.  kx_ad_request_who() copies the identities and the sdk
+ * only.  dst may not be src.  KX_OK or KX_ERROR (no memory).
+ */
+int kx_ad_request_copy(kx_ad_request_t *dst, const kx_ad_request_t *src,
+    const kx_pool_t *pool);
+int kx_ad_request_who(kx_ad_request_t *dst, const kx_ad_request_t *src,
+    const kx_pool_t *pool);
+
+/*
  * Build the body of POST /init and of POST /preload (protocol.md 2.1, 3.1 to
  * 3.7).  The text has *len bytes and is released with kx_protocol_free().
  * NULL: no memory.
@@ -169,6 +179,15 @@ typedef struct {
 char *kx_protocol_init(const kx_ad_request_t *r, size_t *len);
 char *kx_protocol_preload(const kx_ad_request_t *r, size_t *len);
 void kx_protocol_free(char *body);
+
+/*
+ * Build the body of POST /error and of POST /debug (protocol.md 13), of r the
+ * identities and the sdk.  stack and data may be NULL, bid too.
+ */
+char *kx_protocol_error_report(const kx_ad_request_t *r, const char *error,
+    const char *stack, const unsigned char *bid, size_t *len);
+char *kx_protocol_debug_report(const kx_ad_request_t *r, const char *name,
+    const char *data, size_t *len);
 
 /*
  * Reads the answer to /init (protocol.md 2.2, 2.3): tolerant member by

@@ -75,6 +75,7 @@ kx_session_restart(kx_session_t *s)
     s->seq = kx_session_next(s->seq);
     s->turn = KX_TURN_NONE;
     s->nbids = 0;
+    s->answered = 0;
     s->paired = 0;
 
     memset(s->assistant, 0, KX_ID_LEN);
@@ -139,6 +140,7 @@ kx_session_answer(kx_session_t *s, uint32_t seq, const kx_preload_answer_t *a,
     case KX_AD_FILLED:
         kx_session_fill(s, a, placements);
         s->turn = s->nbids ? KX_TURN_FILLED : KX_TURN_NO_FILL;
+        s->paired = s->nbids && s->answered;
         break;
 
     case KX_AD_NO_FILL:
@@ -196,11 +198,19 @@ int
 kx_session_pair(kx_session_t *s, uint32_t seq,
     const unsigned char message[KX_ID_LEN])
 {
-    if (seq != s->seq || s->turn != KX_TURN_FILLED) {
+    if (seq != s->seq
+        || (s->turn != KX_TURN_FILLED && s->turn != KX_TURN_PENDING))
+    {
         return KX_DECLINED;
     }
 
     memcpy(s->assistant, message, KX_ID_LEN);
+    s->answered = 1;
+
+    if (s->turn == KX_TURN_PENDING) {
+        return KX_AGAIN;
+    }
+
     s->paired = 1;
 
     return KX_OK;
@@ -211,36 +221,46 @@ unsigned
 kx_session_bids(const kx_session_t *s, kx_bid_t bids[KX_MAX_BIDS],
     const kx_str_t *placements, unsigned nplacements)
 {
-    unsigned                 i, j, n;
-    const kx_session_bid_t  *b;
-
-    n = 0;
-
     if (s->turn != KX_TURN_FILLED) {
         return 0;
     }
 
-    for (i = 0; i < s->nbids && i < KX_MAX_BIDS; i++) {
-        b = &s->bids[i];
+    return kx_session_placed(s->bids, s->nbids, bids, placements,
+                             nplacements);
+}
+
+
+unsigned
+kx_session_placed(const kx_session_bid_t *kept, unsigned n,
+    kx_bid_t bids[KX_MAX_BIDS], const kx_str_t *placements,
+    unsigned nplacements)
+{
+    unsigned                 i, j, m;
+    const kx_session_bid_t  *b;
+
+    m = 0;
+
+    for (i = 0; i < n && i < KX_MAX_BIDS; i++) {
+        b = &kept[i];
 
         for (j = 0; j < nplacements; j++) {
 
             if (b->code != kx_session_code(&placements[j])
-                || kx_session_taken(bids, n, j))
+                || kx_session_taken(bids, m, j))
             {
                 continue;
             }
 
-            memcpy(bids[n].id, b->id, KX_ID_LEN);
-            bids[n].placement = j;
-            bids[n].revenue = (b->revenue >= 0) ? b->revenue : -1;
-            n++;
+            memcpy(bids[m].id, b->id, KX_ID_LEN);
+            bids[m].placement = j;
+            bids[m].revenue = (b->revenue >= 0) ? b->revenue : -1;
+            m++;
 
             break;
         }
     }
 
-    return n;
+    return m;
 }
 
 

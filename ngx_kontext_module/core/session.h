@@ -34,7 +34,8 @@ typedef struct {
     unsigned char   key[KX_ID_LEN];
     uint64_t        user;
 
-    uint64_t        created;         /* wall */
+    uint32_t        created;         /* wall, in seconds */
+    uint32_t        root;            /* what is kept of it, session_store.h */
     uint64_t        used;            /* now, of the last turn */
 
     /* links of the table, indices of slots */
@@ -51,7 +52,8 @@ typedef struct {
     uint8_t         no_errors:1;     /* /init: reportErrors false */
     uint8_t         debug:1;         /* /init: reportDebug true */
     uint8_t         has_server_id:1;
-    uint8_t         paired:1;        /* assistant is set */
+    uint8_t         answered:1;      /* assistant is set */
+    uint8_t         paired:1;        /* and has the ad */
 
     uint32_t        seq;             /* grows with every turn asked for */
     uint32_t        init_seq;        /* grows with every /init sent */
@@ -126,8 +128,9 @@ void kx_session_cancel(kx_session_t *s, uint32_t seq);
 
 /*
  * Pairs the ad of turn seq with an assistant message (protocol.md 6.1): the
- * answer that replaces another inherits its ad.  KX_OK, or KX_DECLINED when
- * seq is not the current turn or has no ad.
+ * answer that replaces another inherits its ad.  KX_OK; KX_AGAIN when there
+ * is none yet: kx_session_answer() will pair it; or KX_DECLINED when seq is
+ * not the current turn or gets no ad.
  */
 int kx_session_pair(kx_session_t *s, uint32_t seq,
     const unsigned char message[KX_ID_LEN]);
@@ -138,6 +141,11 @@ int kx_session_pair(kx_session_t *s, uint32_t seq,
  */
 unsigned kx_session_bids(const kx_session_t *s, kx_bid_t bids[KX_MAX_BIDS],
     const kx_str_t *placements, unsigned nplacements);
+
+/* The same of n bids that were kept elsewhere. */
+unsigned kx_session_placed(const kx_session_bid_t *kept, unsigned n,
+    kx_bid_t bids[KX_MAX_BIDS], const kx_str_t *placements,
+    unsigned nplacements);
 
 /*
  * Claims the /init of a session: KX_OK sets init_seq, and init_until to now +

@@ -3,12 +3,12 @@
  */
 
 
-#include "session_table.h"
+#include "session_store.h"
 
 
 /* to be changed with the layout of the table or of a record */
 
-#define KX_SESSION_LAYOUT     0x6b78736573730001ULL
+#define KX_SESSION_LAYOUT     0x6b78736573730002ULL
 
 /* an odd number and its inverse modulo 2^64 */
 #define KX_SESSION_FACTOR     0x9e3779b97f4a7c15ULL
@@ -25,12 +25,13 @@
 #define KX_SESSION_STRIDE     0x9e3779b1
 
 
-/*
- * A process dies between two instructions, so what counts is only that the
- * compiler leaves the stores in order; memory follows.
- */
+/* size and share are one word: what there is of the size comes in 64ths */
 
-#define kx_barrier()  __asm__ volatile ("" : : : "memory")
+#define kx_session_table_word(size, share)                                    \
+    (((uint64_t) (size) & ~(uint64_t) 63) | (share))
+
+#define kx_session_table_size(word)   ((word) & ~(uint64_t) 63)
+#define kx_session_table_share(word)  ((word) & 63)
 
 
 typedef struct {
@@ -44,12 +45,12 @@ _Static_assert(sizeof(kx_session_table_t) % sizeof(uint32_t) == 0,
                "buckets follow the table");
 
 
-static int kx_session_table_geometry(kx_session_geometry_t *g, uint64_t size);
+static int kx_session_table_geometry(kx_session_geometry_t *g, uint64_t word);
 static uint64_t kx_session_table_offset(uint64_t buckets);
-static uint64_t kx_session_table_seal(uint64_t size, uint64_t layout);
+static uint64_t kx_session_table_seal(uint64_t word, uint64_t layout);
 static uint64_t kx_session_table_unseal(uint64_t seal, uint64_t layout);
 static unsigned kx_session_table_fits(const kx_session_table_t *t,
-    uint64_t size, const kx_session_geometry_t *g);
+    uint64_t word, const kx_session_geometry_t *g);
 static int kx_session_table_restore(kx_session_table_t *t);
 static int kx_session_table_heads(kx_session_table_t *t);
 static kx_session_t *kx_session_table_get(kx_session_table_t *t,
@@ -66,29 +67,32 @@ static kx_session_t *kx_session_table_take(kx_session_table_t *t);
 static int kx_session_table_detach(kx_session_table_t *t, uint32_t i);
 static int kx_session_table_front(kx_session_table_t *t, uint32_t i);
 static int kx_session_table_unchain(kx_session_table_t *t, uint32_t i);
-static void kx_session_table_rebuild(kx_session_table_t *t, unsigned keep);
 static uint32_t kx_session_table_sort(kx_session_t *slots, uint32_t list);
 static uint32_t kx_session_table_merge(kx_session_t *slots, uint32_t one,
     uint32_t two);
 static void kx_session_table_wipe(kx_session_t *s);
-static unsigned kx_session_table_sane(const kx_session_t *s);
-static void kx_session_table_mark(kx_session_table_t *t);
-static void kx_session_table_clear(kx_session_table_t *t);
 static uint32_t *kx_session_table_newer(kx_session_table_t *t, uint32_t i);
 static uint32_t *kx_session_table_older(kx_session_table_t *t, uint32_t i);
 static uint32_t *kx_session_table_bucket(kx_session_table_t *t,
     const unsigned char *key);
 static uint32_t *kx_session_table_buckets(kx_session_table_t *t);
-static kx_session_t *kx_session_table_slots(kx_session_table_t *t);
 
 
 kx_session_table_t *
-kx_session_table_create(void *mem, size_t size, const unsigned char secret[32])
+kx_session_table_create(void *mem, size_t size, unsigned share,
+    const unsigned char secret[32])
 {
+    uint64_t                word;
     kx_session_table_t     *t;
     kx_session_geometry_t   g;
 
-    if (kx_session_table_geometry(&g, size) != KX_OK) {
+    if (share > KX_SESSION_MAX_SHARE) {
+        return NULL;
+    }
+
+    word = kx_session_table_word(size, share);
+
+    if (kx_session_table_geometry(&g, word) != KX_OK) {
         return NULL;
     }
 
@@ -103,7 +107,7 @@ kx_session_table_create(void *mem, size_t size, const unsigned char secret[32])
     memset(t, 0, sizeof(kx_session_table_t));
     memcpy(t->secret, secret, sizeof(t->secret));
 
-    t->size = size;
+    t->size = word;
     t->slots = g.slots;
     t->buckets = g.buckets;
 
@@ -112,33 +116,48 @@ kx_session_table_create(void *mem, size_t size, const unsigned char secret[32])
     t->repaired = 0;
     kx_barrier();
 
-    t->magic = kx_session_table_seal(size, KX_SESSION_LAYOUT);
-    t->seal = kx_session_table_seal(size, ~KX_SESSION_LAYOUT);
+    t->magic = kx_session_table_seal(word, KX_SESSION_LAYOUT);
+    t->seal = kx_session_table_seal(word, ~KX_SESSION_LAYOUT);
 
     return t;
 }
 
 
 kx_session_table_t *
-kx_session_table_attach(void *mem, size_t size)
+kx_session_table_attach(void *mem, size_t size, unsigned share)
 {
+    uint64_t                word;
     kx_session_table_t     *t;
     kx_session_geometry_t   g;
 
-    if (kx_session_table_geometry(&g, size) != KX_OK) {
+    if (share > KX_SESSION_MAX_SHARE) {
+        return NULL;
+    }
+
+    word = kx_session_table_word(size, share);
+
+    if (kx_session_table_geometry(&g, word) != KX_OK) {
         return NULL;
     }
 
     t = mem;
 
-    return kx_session_table_fits(t, size, &g) ? t : NULL;
+    return kx_session_table_fits(t, word, &g) ? t : NULL;
 }
 
 
 static int
-kx_session_table_geometry(kx_session_geometry_t *g, uint64_t size)
+kx_session_table_geometry(kx_session_geometry_t *g, uint64_t word)
 {
-    uint64_t  buckets, offset, slots;
+    uint64_t  buckets, offset, size, slots;
+
+    size = kx_session_table_size(word);
+
+    if (kx_session_table_share(word) > KX_SESSION_MAX_SHARE) {
+        return KX_DECLINED;
+    }
+
+    size -= size / 64 * kx_session_table_share(word);
 
     for (buckets = 1; /* void */ ; buckets *= 2) {
 
@@ -180,11 +199,11 @@ kx_session_table_offset(uint64_t buckets)
 /* Words that tell the size, and are not like to do so by accident. */
 
 static uint64_t
-kx_session_table_seal(uint64_t size, uint64_t layout)
+kx_session_table_seal(uint64_t word, uint64_t layout)
 {
     uint64_t  seal;
 
-    seal = (size ^ layout) * KX_SESSION_FACTOR;
+    seal = (word ^ layout) * KX_SESSION_FACTOR;
     seal ^= seal >> 32;
 
     return seal * KX_SESSION_FACTOR;
@@ -202,12 +221,12 @@ kx_session_table_unseal(uint64_t seal, uint64_t layout)
 
 
 static unsigned
-kx_session_table_fits(const kx_session_table_t *t, uint64_t size,
+kx_session_table_fits(const kx_session_table_t *t, uint64_t word,
     const kx_session_geometry_t *g)
 {
-    return t->magic == kx_session_table_seal(size, KX_SESSION_LAYOUT)
-           && t->seal == kx_session_table_seal(size, ~KX_SESSION_LAYOUT)
-           && t->size == size
+    return t->magic == kx_session_table_seal(word, KX_SESSION_LAYOUT)
+           && t->seal == kx_session_table_seal(word, ~KX_SESSION_LAYOUT)
+           && t->size == word
            && t->slots == g->slots
            && t->buckets == g->buckets;
 }
@@ -226,7 +245,8 @@ kx_session_table_check(kx_session_table_t *t)
 
     if (rc == KX_OK
         && t->dirty == 0
-        && kx_session_table_heads(t) == KX_OK)
+        && kx_session_table_heads(t) == KX_OK
+        && kx_store_heads(t) == KX_OK)
     {
         return KX_OK;
     }
@@ -240,18 +260,19 @@ kx_session_table_check(kx_session_table_t *t)
 static int
 kx_session_table_restore(kx_session_table_t *t)
 {
-    uint64_t               size;
+    uint64_t               word;
     kx_session_geometry_t  g;
 
-    size = kx_session_table_unseal(t->magic, KX_SESSION_LAYOUT);
+    word = kx_session_table_unseal(t->magic, KX_SESSION_LAYOUT);
 
-    if (kx_session_table_geometry(&g, size) != KX_OK) {
-        size = kx_session_table_unseal(t->seal, ~KX_SESSION_LAYOUT);
+    if (kx_session_table_geometry(&g, word) != KX_OK) {
+        word = kx_session_table_unseal(t->seal, ~KX_SESSION_LAYOUT);
 
-        if (kx_session_table_geometry(&g, size) != KX_OK) {
+        if (kx_session_table_geometry(&g, word) != KX_OK) {
 
             /* how much memory there is nobody knows: a table of no slots */
 
+            t->size = 0;
             t->slots = 0;
             t->buckets = 1;
 
@@ -261,17 +282,17 @@ kx_session_table_restore(kx_session_table_t *t)
         }
     }
 
-    if (kx_session_table_fits(t, size, &g)) {
+    if (kx_session_table_fits(t, word, &g)) {
         return KX_OK;
     }
 
     kx_session_table_mark(t);
 
-    t->size = size;
+    t->size = word;
     t->slots = g.slots;
     t->buckets = g.buckets;
-    t->magic = kx_session_table_seal(size, KX_SESSION_LAYOUT);
-    t->seal = kx_session_table_seal(size, ~KX_SESSION_LAYOUT);
+    t->magic = kx_session_table_seal(word, KX_SESSION_LAYOUT);
+    t->seal = kx_session_table_seal(word, ~KX_SESSION_LAYOUT);
 
     return KX_DONE;
 }
@@ -314,10 +335,14 @@ kx_session_table_find(kx_session_table_t *t,
 
     s = kx_session_table_get(t, key);
 
-    if (s == NULL) {
-        return NULL;
-    }
+    return s ? kx_session_table_touch(t, s, now, idle) : NULL;
+}
 
+
+kx_session_t *
+kx_session_table_touch(kx_session_table_t *t, kx_session_t *s, uint64_t now,
+    uint64_t idle)
+{
     if (kx_session_table_idle(s, now, idle)) {
         kx_session_table_close(t, s);
         t->expired++;
@@ -412,7 +437,8 @@ kx_session_table_use(kx_session_table_t *t, kx_session_t *s, uint64_t now)
     s->used = now;
 
     if (kx_session_table_detach(t, i) != KX_OK
-        || kx_session_table_front(t, i) != KX_OK)
+        || kx_session_table_front(t, i) != KX_OK
+        || kx_store_use(t, s) != KX_OK)
     {
         kx_session_table_rebuild(t, 1);
         return;
@@ -473,7 +499,8 @@ kx_session_table_open(kx_session_table_t *t,
 
     memcpy(s->key, key, KX_ID_LEN);
     s->user = user;
-    s->created = wall;
+    s->created = (uint32_t) (wall / 1000);
+    s->root = KX_SESSION_NONE;
     s->used = now;
 
     /* what an earlier session of this key has asked for is no answer here */
@@ -572,7 +599,8 @@ kx_session_table_close(kx_session_table_t *t, kx_session_t *s)
     kx_barrier();
 
     if (kx_session_table_detach(t, i) != KX_OK
-        || kx_session_table_unchain(t, i) != KX_OK)
+        || kx_session_table_unchain(t, i) != KX_OK
+        || kx_store_drop(t, s) != KX_OK)
     {
         kx_session_table_rebuild(t, 1);
         return;
@@ -683,7 +711,7 @@ kx_session_table_changed(kx_session_table_t *t, kx_session_t *s)
  * in here leaves the mark, and the next one starts over.
  */
 
-static void
+void
 kx_session_table_rebuild(kx_session_table_t *t, unsigned keep)
 {
     uint32_t       i, list, *buckets, *bucket;
@@ -698,6 +726,8 @@ kx_session_table_rebuild(kx_session_table_t *t, unsigned keep)
         buckets[i] = KX_SESSION_NONE;
     }
 
+    kx_store_repair(t, keep);
+
     list = KX_SESSION_NONE;
 
     t->used = 0;
@@ -707,6 +737,7 @@ kx_session_table_rebuild(kx_session_table_t *t, unsigned keep)
         s = &slots[i];
 
         if (keep && kx_session_table_sane(s)) {
+            kx_store_rescue(t, s);
             s->newer = list;
             list = i;
             t->used++;
@@ -718,6 +749,8 @@ kx_session_table_rebuild(kx_session_table_t *t, unsigned keep)
         s->next = t->free;
         t->free = i;
     }
+
+    kx_store_sweep(t);
 
     list = kx_session_table_sort(slots, list);
 
@@ -733,6 +766,8 @@ kx_session_table_rebuild(kx_session_table_t *t, unsigned keep)
         bucket = kx_session_table_bucket(t, s->key);
         s->next = *bucket;
         *bucket = i;
+
+        kx_store_relink(t, s);
     }
 
     t->repaired++;
@@ -823,7 +858,7 @@ kx_session_table_wipe(kx_session_t *s)
 }
 
 
-static unsigned
+unsigned
 kx_session_table_sane(const kx_session_t *s)
 {
     static const unsigned char  zero[KX_ID_LEN];
@@ -838,7 +873,7 @@ kx_session_table_sane(const kx_session_t *s)
 }
 
 
-static void
+void
 kx_session_table_mark(kx_session_table_t *t)
 {
     t->dirty = 1;
@@ -846,7 +881,7 @@ kx_session_table_mark(kx_session_table_t *t)
 }
 
 
-static void
+void
 kx_session_table_clear(kx_session_table_t *t)
 {
     kx_barrier();
@@ -899,7 +934,7 @@ kx_session_table_buckets(kx_session_table_t *t)
 }
 
 
-static kx_session_t *
+kx_session_t *
 kx_session_table_slots(kx_session_table_t *t)
 {
     unsigned char  *p;
@@ -907,6 +942,28 @@ kx_session_table_slots(kx_session_table_t *t)
     p = (unsigned char *) t;
 
     return (kx_session_t *) (p + kx_session_table_offset(t->buckets));
+}
+
+
+void *
+kx_session_table_store(kx_session_table_t *t, uint64_t *size)
+{
+    uint64_t        offset;
+    unsigned char  *p;
+
+    offset = kx_session_table_offset(t->buckets)
+             + t->slots * (uint64_t) sizeof(kx_session_t);
+
+    if (kx_session_table_share(t->size) == 0
+        || kx_session_table_size(t->size) < offset)
+    {
+        return NULL;
+    }
+
+    *size = kx_session_table_size(t->size) - offset;
+    p = (unsigned char *) t;
+
+    return p + offset;
 }
 
 
@@ -975,5 +1032,5 @@ kx_session_table_verify(kx_session_table_t *t)
         }
     }
 
-    return (n == t->slots) ? KX_OK : KX_ERROR;
+    return (n == t->slots) ? kx_store_verify(t) : KX_ERROR;
 }

@@ -21,12 +21,21 @@
 #include "session.h"
 
 
-#define KX_SESSION_NONE  0xffffffff
+#define KX_SESSION_NONE       0xffffffff
+#define KX_SESSION_MAX_SHARE  48     /* 64ths of the block */
+
+
+/*
+ * A process dies between two instructions, so what counts is only that the
+ * compiler leaves the stores in order; memory follows.
+ */
+
+#define kx_barrier()  __asm__ volatile ("" : : : "memory")
 
 
 typedef struct {
     uint64_t        magic;           /* changes with layout and size */
-    uint64_t        size;            /* of the whole block, bytes */
+    uint64_t        size;            /* of the block, bytes, and the share */
     uint32_t        slots;
     uint32_t        buckets;         /* a power of two */
     uint32_t        dirty;           /* a change is under way */
@@ -40,22 +49,25 @@ typedef struct {
     uint64_t        repaired;
     unsigned char   secret[32];      /* keys of kx_sip_init() */
     uint64_t        seal;            /* the magic in other words */
-    /* buckets of uint32_t, then the slots */
+    /* buckets of uint32_t, then the slots, then session_store.h */
 } kx_session_table_t;
 
 
 /*
- * Formats size bytes at mem (aligned to 64).  secret is random.  Returns the
- * table, at the same address, or NULL when the block cannot hold a session.
+ * Formats size bytes at mem (aligned to 64).  share is how many 64ths of them
+ * become the store of session_store.h, 0 to KX_SESSION_MAX_SHARE.  secret is
+ * random.  Returns the table, at the same address, or NULL when the block
+ * cannot hold a session.
  */
 kx_session_table_t *kx_session_table_create(void *mem, size_t size,
-    const unsigned char secret[32]);
+    unsigned share, const unsigned char secret[32]);
 
 /*
  * Takes over a block that another process or cycle has formatted.  NULL if it
- * is of another layout or size.
+ * is of another layout, size or share.
  */
-kx_session_table_t *kx_session_table_attach(void *mem, size_t size);
+kx_session_table_t *kx_session_table_attach(void *mem, size_t size,
+    unsigned share);
 
 /*
  * To be called each time the lock was taken, before anything else: repairs
@@ -94,6 +106,24 @@ void kx_session_table_changed(kx_session_table_t *t, kx_session_t *s);
  * KX_ERROR.
  */
 int kx_session_table_verify(kx_session_table_t *t);
+
+
+/* what session_store.c needs of the table */
+
+/* kx_session_table_find() of a session that is sane. */
+kx_session_t *kx_session_table_touch(kx_session_table_t *t, kx_session_t *s,
+    uint64_t now, uint64_t idle);
+
+/* The repair; it keeps each session that is sane and not being changed. */
+void kx_session_table_rebuild(kx_session_table_t *t, unsigned keep);
+
+unsigned kx_session_table_sane(const kx_session_t *s);
+void kx_session_table_mark(kx_session_table_t *t);
+void kx_session_table_clear(kx_session_table_t *t);
+kx_session_t *kx_session_table_slots(kx_session_table_t *t);
+
+/* What of the memory is the store's; NULL: nothing. */
+void *kx_session_table_store(kx_session_table_t *t, uint64_t *size);
 
 
 #endif /* _KX_SESSION_TABLE_H_INCLUDED_ */
