@@ -1044,7 +1044,7 @@ ngx_http_kontext_api_report(ngx_http_request_t *r,
             return ngx_http_kontext_api_error(r, api, &kx_api_unknown_ad);
         }
 
-        revenue = bid.revenue;
+        revenue = (bid.revenue >= 0) ? bid.revenue : -1;
 
         ctx->nbids = kx_session_placed(&bid, 1, ctx->bids,
                                        api->conf->placements->elts,

@@ -88,6 +88,7 @@ typedef struct {
 typedef struct {
     unsigned    track_only;
     unsigned    answered;
+    unsigned    session;             /* that it was made for */
 } call_t;
 
 typedef struct {
@@ -282,6 +283,7 @@ model_ask(model_t *m, unsigned track_only)
     m->current = ++m->ncalls;
     m->calls[m->current].track_only = track_only;
     m->calls[m->current].answered = 0;
+    m->calls[m->current].session = m->session;
     m->preload = ASKED;
     m->asked = m->done;
 
@@ -312,6 +314,12 @@ static int
 model_answer(model_t *m, unsigned call, do_e what)
 {
     m->calls[call].answered = 1;
+
+    /* another session has begun since */
+
+    if (m->calls[call].session != m->session) {
+        return KX_DECLINED;
+    }
 
     /* a transport failure has no sessionId */
 

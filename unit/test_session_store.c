@@ -634,6 +634,7 @@ test_words_of_the_size(void **state)
 {
     unsigned             i, j;
     uint64_t             bit;
+    kx_store_view_t      v;
     kx_session_table_t   good;
 
     prepare();
@@ -670,6 +671,7 @@ test_words_of_the_size(void **state)
     t->size = 0x1000000000 + KX_SESSION_MAX_SHARE;
 
     assert_int_equal(kx_session_table_check(t), KX_ERROR);
+    assert_int_equal(kx_store_view(t, &v), KX_DECLINED);
     assert_null(kx_store_find(t, 0, id(0), NOW, IDLE));
     assert_null(kx_store_find(t, 0x3fffff, id(0), NOW, IDLE));
     assert_null(kx_store_peek(t, 0, id(0)));

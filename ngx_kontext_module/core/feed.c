@@ -69,18 +69,19 @@ kx_feed_open(kx_session_table_t *t, kx_session_t *s,
         return KX_OK;
     }
 
-    if (kx_store_keep(t, s, id) != KX_OK) {
+    if (user->len == 0 || user->len > KX_MAX_IDENTITY
+        || conversation->len == 0 || conversation->len > KX_MAX_IDENTITY
+        || kx_store_keep(t, s, id) != KX_OK)
+    {
         return KX_DECLINED;
     }
 
     data[0] = *user;
     data[1] = *conversation;
 
-    if (user->len == 0 || user->len > KX_MAX_IDENTITY
-        || conversation->len == 0 || conversation->len > KX_MAX_IDENTITY
-        || kx_store_reserve(t, s, kx_store_blocks(user->len
-                                                  + conversation->len) + 2)
-           != KX_OK)
+    if (kx_store_reserve(t, s, kx_store_blocks(user->len
+                                               + conversation->len) + 2)
+        != KX_OK)
     {
         kx_session_table_close(t, s);
         return KX_DECLINED;
@@ -288,9 +289,17 @@ kx_feed_repeat(kx_session_table_t *t, kx_session_t *s,
 
     kx_session_table_changed(t, s);
 
-    return (turn == KX_TURN_ASK) ? KX_FEED_ASK
-           : (turn == KX_TURN_DISABLED) ? KX_FEED_DISABLED
-           : KX_FEED_REPEATED;
+    switch (turn) {
+
+    case KX_TURN_ASK:
+        return KX_FEED_ASK;
+
+    case KX_TURN_DISABLED:
+        return KX_FEED_DISABLED;
+
+    default: /* KX_TURN_REUSE, KX_TURN_WAIT */
+        return KX_FEED_REPEATED;
+    }
 }
 
 
@@ -674,7 +683,9 @@ kx_feed_assistant(kx_session_table_t *t, kx_session_t *s, uint32_t seq,
 
     rc = kx_session_pair(s, seq, message);
 
-    if (rc == KX_OK && kept && id->len <= KX_API_MAX_MESSAGE_ID) {
+    if (rc == KX_OK && kept
+        && id->len && id->len <= KX_API_MAX_MESSAGE_ID)
+    {
         kx_feed_assign(t, s, id);
     }
 

@@ -56,7 +56,7 @@ typedef struct {
  * Makes a session one that the API knows; id is random, user and conversation
  * are its names, of 1 to KX_MAX_IDENTITY bytes.  What is paired already
  * becomes the ad of its message.  KX_OK, also if it was one, or KX_DECLINED:
- * there is no room.  For a session without a root.
+ * there is no room, and the session may be closed.  For one without a root.
  */
 int kx_feed_open(kx_session_table_t *t, kx_session_t *s,
     const unsigned char id[KX_ID_LEN], const kx_str_t *user,

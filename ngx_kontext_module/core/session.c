@@ -8,6 +8,13 @@
 #include <float.h>
 
 
+/*
+ * A session of the same key that was closed had numbers that are far from
+ * these; its calls have nothing to say here.
+ */
+
+#define KX_SESSION_NEAR     0x10000
+
 /* the largest distance that 32 bits of a clock can tell from the past */
 
 #define KX_SESSION_FAR      0x7fffffff
@@ -16,6 +23,7 @@
 #define KX_FNV_PRIME        0x01000193
 
 
+static unsigned kx_session_own(uint32_t newest, uint32_t seq);
 static void kx_session_restart(kx_session_t *s);
 static uint32_t kx_session_next(uint32_t seq);
 static uint32_t kx_session_until(uint64_t now, uint32_t timeout);
@@ -93,6 +101,13 @@ kx_session_next(uint32_t seq)
 }
 
 
+static unsigned
+kx_session_own(uint32_t newest, uint32_t seq)
+{
+    return newest - seq < KX_SESSION_NEAR;
+}
+
+
 static uint32_t
 kx_session_until(uint64_t now, uint32_t timeout)
 {
@@ -119,6 +134,10 @@ int
 kx_session_answer(kx_session_t *s, uint32_t seq, const kx_preload_answer_t *a,
     const kx_str_t *placements)
 {
+    if (!kx_session_own(s->seq, seq)) {
+        return KX_DECLINED;
+    }
+
     if (a->has_session) {
         memcpy(s->server_id, a->session, KX_ID_LEN);
         s->has_server_id = 1;
@@ -302,6 +321,10 @@ void
 kx_session_init_answer(kx_session_t *s, uint32_t seq,
     const kx_init_answer_t *a)
 {
+    if (!kx_session_own(s->init_seq, seq)) {
+        return;
+    }
+
     if (a->applied) {
 
         /* what a preload has disabled stays so */

@@ -115,9 +115,10 @@ kx_turn_e kx_session_turn(kx_session_t *s,
 
 /*
  * The answer to the preload of turn seq.  The server's sessionId is kept from
- * every answer that has one, also from one that is superseded.  Returns KX_OK
- * if the answer counts, KX_DECLINED if a newer turn superseded it or the turn
- * was cancelled.  A transport failure or an error leaves KX_TURN_NONE.
+ * every answer that has one, also from one that is superseded, but not from
+ * one to an earlier session of the same conversation.  Returns KX_OK if the
+ * answer counts, KX_DECLINED if a newer turn superseded it or the turn was
+ * cancelled.  A transport failure or an error leaves KX_TURN_NONE.
  * placements are the codes that bids[].placement is an index into.
  */
 int kx_session_answer(kx_session_t *s, uint32_t seq,
@@ -155,7 +156,8 @@ unsigned kx_session_placed(const kx_session_bid_t *kept, unsigned n,
 int kx_session_init_claim(kx_session_t *s, uint64_t now, uint32_t timeout);
 
 /*
- * The answer to /init number seq: applied, however late; without a usable one
+ * The answer to /init number seq of this session, not of an earlier one of the
+ * same conversation: applied, however late; without a usable one
  * the defaults stay, and after a transport failure (failed) it is due again.
  */
 void kx_session_init_answer(kx_session_t *s, uint32_t seq,
