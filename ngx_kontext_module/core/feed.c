@@ -276,7 +276,7 @@ kx_feed_repeat(kx_session_table_t *t, kx_session_t *s,
     if (turn == KX_TURN_ASK) {
         root->due = now + KX_FEED_DEBOUNCE;
         root->owner = pid;
-            root->track_only = (uint8_t) m->track_only;
+        root->track_only = (uint8_t) m->track_only;
     }
 
     if (turn == KX_TURN_REUSE) {
