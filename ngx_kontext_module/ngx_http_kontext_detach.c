@@ -187,6 +187,14 @@ ngx_http_kontext_detach_peer(ngx_connection_t *c, ngx_connection_t *from)
     ngx_memcpy(c->sockaddr, from->sockaddr, from->socklen);
     c->socklen = from->socklen;
 
+    /* a socket can be asked for its address, a copy cannot */
+
+    if (from->fd != (ngx_socket_t) -1
+        && ngx_connection_local_sockaddr(from, NULL, 0) != NGX_OK)
+    {
+        return NGX_ERROR;
+    }
+
     if (from->local_sockaddr && from->local_socklen) {
         c->local_sockaddr = ngx_palloc(pool, from->local_socklen);
         if (c->local_sockaddr == NULL) {

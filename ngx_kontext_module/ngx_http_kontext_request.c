@@ -109,7 +109,7 @@ ngx_http_kontext_handler(ngx_http_request_t *r)
 
     klcf = ngx_http_get_module_loc_conf(r, ngx_http_kontext_module);
 
-    if (!klcf->enabled) {
+    if (!klcf->enabled || klcf->api) {
         return NGX_DECLINED;
     }
 
