@@ -675,7 +675,13 @@ ngx_int_t ngx_http_kontext_fds_keep(ngx_conf_t *cf,
 /* Of each worker. */
 ngx_int_t ngx_http_kontext_wake_init(ngx_cycle_t *cycle,
     ngx_http_kontext_zone_t *zone);
-void ngx_http_kontext_wake_exit(ngx_http_kontext_zone_t *zone);
+void ngx_http_kontext_wake_exit(void);
+
+/* To be called from time to time by who watches. */
+void ngx_http_kontext_wake_heal(void);
+
+/* The index into the zone's turns for the session of a key. */
+ngx_uint_t ngx_http_kontext_bucket(const u_char *key);
 
 /*
  * Has the handler called whenever there may be news of the session of a key
@@ -854,11 +860,14 @@ ngx_int_t ngx_http_kontext_call_body(ngx_http_request_t *r,
 /*
  * A request that outlives the one it is made from: the same location, server
  * and client address, nothing else.  It is its own main request, and owns
- * itself: ngx_http_kontext_detach_free() ends it and what it has under way.
- * NULL: no memory.
+ * itself: ngx_http_kontext_detach_free() ends it and what it has under way,
+ * as soon as no thread works for it.  NULL: no memory.
  */
 ngx_http_request_t *ngx_http_kontext_detach(ngx_http_request_t *from);
 void ngx_http_kontext_detach_free(ngx_http_request_t *r);
+
+/* Takes back a delay that its subrequest has asked for. */
+void ngx_http_kontext_detach_calm(ngx_http_request_t *r);
 
 
 /* retract */

@@ -569,7 +569,9 @@ ngx_http_kontext_call_timer(ngx_event_t *ev)
         return;
     }
 
-    if (ngx_http_kontext_call_send(call) != NGX_OK) {
+    /* a worker that is about to end makes no new attempt */
+
+    if (ngx_exiting || ngx_http_kontext_call_send(call) != NGX_OK) {
         call->active = 0;
         call->status = 0;
 
@@ -622,6 +624,8 @@ ngx_http_kontext_call_close(ngx_http_kontext_call_t *call)
 
     call->sr = NULL;
     call->request->connection->data = call->request;
+
+    ngx_http_kontext_detach_calm(call->request);
 
     u = sr->upstream;
 

@@ -264,7 +264,7 @@ ngx_http_kontext_api_route(ngx_http_request_t *r, ngx_http_kontext_api_t *api)
 
     if (!ngx_http_kontext_api_segment(&path, &api->id)) {
         api->resource = NGX_HTTP_KONTEXT_SESSIONS;
-        return NULL;
+        return path.len ? &kx_api_unknown_path : NULL;
     }
 
     if (!ngx_http_kontext_api_segment(&path, &segment)) {
@@ -798,11 +798,14 @@ ngx_http_kontext_api_messages(ngx_http_request_t *r,
     turn = &view->turn;
     preload = "none";
     asked = NULL;
-    accepted = 0;
     repeated = 0;
     any = 0;
 
-    for (i = 0; i < n; i++) {
+    /* only the last ones of a history are kept, protocol.md 3.2 */
+
+    accepted = (n > KX_MAX_MESSAGES) ? n - KX_MAX_MESSAGES : 0;
+
+    for (i = accepted; i < n; i++) {
         m = &messages[i];
 
         kx_message_digest_native(digest, &view->conversation,
@@ -1140,12 +1143,14 @@ static ngx_int_t
 ngx_http_kontext_api_write_state(ngx_http_request_t *r,
     ngx_http_kontext_api_t *api, ngx_uint_t status)
 {
-    u_char                   *p, id[KX_API_ID_LEN];
-    kx_ad_t                   ad, *ads;
-    ngx_str_t                 body, location;
-    ngx_uint_t                i;
-    kx_api_state_t            s;
-    ngx_http_kontext_view_t  *view;
+    size_t                     len;
+    u_char                    *p, id[KX_API_ID_LEN];
+    kx_ad_t                    ad, *ads;
+    ngx_str_t                  body, location;
+    ngx_uint_t                 i;
+    kx_api_state_t             s;
+    ngx_http_kontext_view_t   *view;
+    ngx_http_core_loc_conf_t  *clcf;
 
     static char  *states[] = { "none", "pending", "filled", "no_fill" };
 
@@ -1184,7 +1189,8 @@ ngx_http_kontext_api_write_state(ngx_http_request_t *r,
     s.preload_timeout = view->timeout;
     s.report_errors = !view->turn.no_errors;
     s.report_debug = view->turn.debug;
-    s.preload = view->failed ? "error" : states[view->state];
+    s.preload = view->failed ? "error"
+                : states[ngx_min(view->state, KX_TURN_NO_FILL)];
     s.messages = view->messages;
     s.nmessages = view->nmessages;
     s.ads = ads;
@@ -1197,19 +1203,28 @@ ngx_http_kontext_api_write_state(ngx_http_request_t *r,
 
     if (status == NGX_HTTP_CREATED) {
 
-        p = ngx_pnalloc(r->pool, r->uri.len + 1 + KX_API_ID_LEN);
+        clcf = ngx_http_get_module_loc_conf(r, ngx_http_core_module);
+
+        len = clcf->name.len + 2 * ngx_escape_uri(NULL, clcf->name.data,
+                                                  clcf->name.len,
+                                                  NGX_ESCAPE_URI);
+
+        p = ngx_pnalloc(r->pool, len + sizeof("/sessions/") - 1
+                                 + KX_API_ID_LEN);
         if (p == NULL) {
             return NGX_HTTP_INTERNAL_SERVER_ERROR;
         }
 
         location.data = p;
 
-        p = ngx_cpymem(p, r->uri.data, r->uri.len);
+        p = (u_char *) ngx_escape_uri(p, clcf->name.data, clcf->name.len,
+                                      NGX_ESCAPE_URI);
 
         if (p[-1] != '/') {
             *p++ = '/';
         }
 
+        p = ngx_cpymem(p, "sessions/", sizeof("sessions/") - 1);
         p = ngx_cpymem(p, id, KX_API_ID_LEN);
 
         location.len = p - location.data;

@@ -12,6 +12,7 @@
 
 #define NGX_HTTP_KONTEXT_DETACH_POOL  2048
 #define NGX_HTTP_KONTEXT_LOG_LINE     256
+#define NGX_HTTP_KONTEXT_BLOCKED      10    /* ms */
 
 
 static ngx_connection_t *ngx_http_kontext_detach_connection(
@@ -21,6 +22,7 @@ static ngx_int_t ngx_http_kontext_detach_peer(ngx_connection_t *c,
 static ngx_int_t ngx_http_kontext_detach_dup(ngx_pool_t *pool,
     ngx_str_t *dst, ngx_str_t *src);
 static void ngx_http_kontext_detach_event(ngx_event_t *ev);
+static void ngx_http_kontext_detach_blocked(ngx_event_t *ev);
 
 
 ngx_http_request_t *
@@ -145,16 +147,22 @@ ngx_http_kontext_detach_connection(ngx_http_request_t *r, ngx_pool_t *pool)
         return NULL;
     }
 
-    /* nothing ever comes in, and what goes out is taken at once */
+    /*
+     * Nothing ever comes in, and what goes out is taken at once.  As there is
+     * no socket nothing may be added to what the kernel watches, or be deleted
+     * from it: which states are left alone depends on the method.
+     */
 
     c->read->data = c;
+    c->read->index = NGX_INVALID_INDEX;
     c->read->active = 1;
     c->read->handler = ngx_http_kontext_detach_event;
     c->read->log = log;
 
     c->write->data = c;
+    c->write->index = NGX_INVALID_INDEX;
     c->write->write = 1;
-    c->write->active = 1;
+    c->write->active = (ngx_event_flags & NGX_USE_CLEAR_EVENT) ? 1 : 0;
     c->write->ready = 1;
     c->write->handler = ngx_http_kontext_detach_event;
     c->write->log = log;
@@ -265,18 +273,36 @@ ngx_http_kontext_detach_event(ngx_event_t *ev)
     c = ev->data;
     r = c->data;
 
-    ngx_http_set_log_request(c->log, r);
-
-    if (ev->delayed && ev->timedout) {
-        ev->delayed = 0;
-        ev->timedout = 0;
+    if (!ev->delayed || !ev->timedout) {
+        return;
     }
+
+    ev->delayed = 0;
+    ev->timedout = 0;
+
+    ngx_http_set_log_request(c->log, r);
 
     if (ev->write && r != r->main) {
         r->write_event_handler(r);
     }
 
     ngx_http_run_posted_requests(c);
+}
+
+
+void
+ngx_http_kontext_detach_calm(ngx_http_request_t *r)
+{
+    ngx_event_t  *wev;
+
+    wev = r->connection->write;
+
+    if (wev->timer_set) {
+        ngx_del_timer(wev);
+    }
+
+    wev->delayed = 0;
+    wev->timedout = 0;
 }
 
 
@@ -288,6 +314,18 @@ ngx_http_kontext_detach_free(ngx_http_request_t *r)
 
     c = r->connection;
     pool = c->pool;
+
+    ngx_http_kontext_detach_calm(r);
+
+    if (r->blocked) {
+
+        /* a thread writes a file; nginx itself waits for its end, too */
+
+        c->read->handler = ngx_http_kontext_detach_blocked;
+        ngx_add_timer(c->read, NGX_HTTP_KONTEXT_BLOCKED);
+
+        return;
+    }
 
     if (c->read->posted) {
         ngx_delete_posted_event(c->read);
@@ -301,11 +339,20 @@ ngx_http_kontext_detach_free(ngx_http_request_t *r)
         ngx_del_timer(c->read);
     }
 
-    if (c->write->timer_set) {
-        ngx_del_timer(c->write);
-    }
-
     ngx_http_free_request(r, 0);
 
     ngx_destroy_pool(pool);
+}
+
+
+static void
+ngx_http_kontext_detach_blocked(ngx_event_t *ev)
+{
+    ngx_connection_t    *c;
+    ngx_http_request_t  *r;
+
+    c = ev->data;
+    r = c->data;
+
+    ngx_http_kontext_detach_free(r->main);
 }

@@ -34,6 +34,7 @@ typedef struct {
 
 static ngx_int_t ngx_http_kontext_events_header(ngx_http_request_t *r);
 static uint64_t ngx_http_kontext_events_after(ngx_http_request_t *r);
+static void ngx_http_kontext_events_finalize(void *data);
 static void ngx_http_kontext_events_cleanup(void *data);
 static void ngx_http_kontext_events_watch(ngx_http_kontext_watch_t *watch);
 static void ngx_http_kontext_events_news(ngx_event_t *ev);
@@ -46,7 +47,7 @@ static u_char *ngx_http_kontext_events_write(u_char *p,
 static void ngx_http_kontext_events_name(ngx_str_t *data, ngx_str_t *name);
 static ngx_int_t ngx_http_kontext_events_text(ngx_http_kontext_events_t *e,
     char *text, size_t len);
-static void ngx_http_kontext_events_send(ngx_http_kontext_events_t *e);
+static ngx_int_t ngx_http_kontext_events_send(ngx_http_kontext_events_t *e);
 static void ngx_http_kontext_events_end(ngx_http_kontext_events_t *e);
 
 
@@ -55,32 +56,44 @@ ngx_http_kontext_events(ngx_http_request_t *r, ngx_http_kontext_sid_t *sid,
     ngx_http_kontext_turn_t *turn, uint64_t newest, ngx_msec_t interval)
 {
     ngx_int_t                   rc;
-    ngx_http_cleanup_t         *cln;
+    ngx_event_t                *rev;
+    ngx_http_cleanup_t         *hcln;
+    ngx_pool_cleanup_t         *cln;
     ngx_http_kontext_events_t  *e;
 
     rc = ngx_http_kontext_events_header(r);
 
-    if (rc != NGX_OK || r->header_only) {
+    if (rc == NGX_ERROR || rc > NGX_OK || r->header_only) {
         ngx_http_kontext_stream_uncount();
         return rc;
     }
 
-    cln = ngx_http_cleanup_add(r, sizeof(ngx_http_kontext_events_t));
-    if (cln == NULL) {
+    /*
+     * The buffer goes with the pool: HTTP/2 may still have it when all else
+     * of the request is over.
+     */
+
+    cln = ngx_pool_cleanup_add(r->pool, sizeof(ngx_http_kontext_events_t));
+    hcln = ngx_http_cleanup_add(r, 0);
+
+    if (cln == NULL || hcln == NULL) {
         ngx_http_kontext_stream_uncount();
         return NGX_ERROR;
     }
 
-    cln->handler = ngx_http_kontext_events_cleanup;
-
     e = cln->data;
     ngx_memzero(e, sizeof(ngx_http_kontext_events_t));
+
+    cln->handler = ngx_http_kontext_events_cleanup;
+
+    hcln->handler = ngx_http_kontext_events_finalize;
+    hcln->data = e;
 
     e->request = r;
     e->zone = turn->zone;
     e->sid = *sid;
     e->after = ngx_min(ngx_http_kontext_events_after(r), newest);
-    e->interval = interval;
+    e->interval = ngx_max(interval, 1);
 
     e->news.handler = ngx_http_kontext_events_news;
     e->news.data = e;
@@ -105,12 +118,21 @@ ngx_http_kontext_events(ngx_http_request_t *r, ngx_http_kontext_sid_t *sid,
 
     ngx_add_timer(&e->ping, e->interval);
 
+    /* the client may have gone already */
+
+    rev = r->connection->read;
+
     if (ngx_http_kontext_events_text(e, "retry: 1000\n\n",
                                      sizeof("retry: 1000\n\n") - 1)
-        != NGX_OK)
+        != NGX_OK
+        || ngx_handle_read_event(rev, 0) != NGX_OK)
     {
         ngx_http_finalize_request(r, NGX_ERROR);
         return NGX_DONE;
+    }
+
+    if (rev->ready) {
+        ngx_post_event(rev, &ngx_posted_events);
     }
 
     /* there may be something to tell already */
@@ -173,8 +195,10 @@ ngx_http_kontext_events_after(ngx_http_request_t *r)
 }
 
 
+/* runs when the request is over, however it ended */
+
 static void
-ngx_http_kontext_events_cleanup(void *data)
+ngx_http_kontext_events_finalize(void *data)
 {
     ngx_http_kontext_events_t *e = data;
 
@@ -188,14 +212,20 @@ ngx_http_kontext_events_cleanup(void *data)
         ngx_del_timer(&e->ping);
     }
 
-    if (e->buf.start) {
-        ngx_free(e->buf.start);
-        e->buf.start = NULL;
-    }
-
     e->ended = 1;
 
     ngx_http_kontext_stream_uncount();
+}
+
+
+static void
+ngx_http_kontext_events_cleanup(void *data)
+{
+    ngx_http_kontext_events_t *e = data;
+
+    if (e->buf.start) {
+        ngx_free(e->buf.start);
+    }
 }
 
 
@@ -204,9 +234,22 @@ ngx_http_kontext_events_watch(ngx_http_kontext_watch_t *watch)
 {
     ngx_http_kontext_events_t *e = watch->data;
 
+    if (e->ended) {
+        return;
+    }
+
+    if (ngx_exiting) {
+
+        /* a worker that has nothing but timers of no account ends at once */
+
+        e->ping.cancelable = 0;
+        ngx_add_timer(&e->ping, 1);
+        return;
+    }
+
     /* not here: the caller is in the middle of another request */
 
-    if (!e->news.posted && !e->ended) {
+    if (!e->news.posted) {
         ngx_post_event(&e->news, &ngx_posted_events);
     }
 }
@@ -242,9 +285,13 @@ ngx_http_kontext_events_ping(ngx_event_t *ev)
 
     ngx_http_set_log_request(c->log, e->request);
 
-    ngx_add_timer(&e->ping, e->interval);
+    ngx_http_kontext_wake_heal();
 
-    if (e->buf.start == NULL
+    if (!ngx_exiting) {
+        ngx_add_timer(&e->ping, e->interval);
+    }
+
+    if (e->buf.start == NULL && !ngx_exiting
         && ngx_http_kontext_events_text(e, ": keep-alive\n\n",
                                         sizeof(": keep-alive\n\n") - 1)
            != NGX_OK)
@@ -440,9 +487,7 @@ ngx_http_kontext_events_read(ngx_http_kontext_events_t *e)
     e->buf.last = p;
     e->after = events[n - 1].number;
 
-    ngx_http_kontext_events_send(e);
-
-    return e->ended ? NGX_DONE : NGX_OK;
+    return ngx_http_kontext_events_send(e);
 }
 
 
@@ -501,13 +546,11 @@ ngx_http_kontext_events_text(ngx_http_kontext_events_t *e, char *text,
     e->buf.temporary = 1;
     e->buf.flush = 1;
 
-    ngx_http_kontext_events_send(e);
-
-    return NGX_OK;
+    return ngx_http_kontext_events_send(e);
 }
 
 
-static void
+static ngx_int_t
 ngx_http_kontext_events_send(ngx_http_kontext_events_t *e)
 {
     ngx_chain_t  out;
@@ -515,10 +558,8 @@ ngx_http_kontext_events_send(ngx_http_kontext_events_t *e)
     out.buf = &e->buf;
     out.next = NULL;
 
-    if (ngx_http_output_filter(e->request, &out) == NGX_ERROR) {
-        ngx_log_debug0(NGX_LOG_DEBUG_HTTP, e->request->connection->log, 0,
-                       "kontext event stream cannot be written");
-    }
+    return (ngx_http_output_filter(e->request, &out) == NGX_ERROR)
+           ? NGX_ERROR : NGX_OK;
 }
 
 

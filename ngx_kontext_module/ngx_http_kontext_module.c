@@ -1137,6 +1137,7 @@ ngx_http_kontext_merge_loc_conf(ngx_conf_t *cf, void *parent, void *child)
 
     kx_str_t                      *code;
     ngx_str_t                     *value;
+    ngx_http_core_loc_conf_t      *clcf;
     ngx_http_kontext_location_t   *location;
     ngx_http_kontext_main_conf_t  *kmcf;
 
@@ -1186,6 +1187,17 @@ ngx_http_kontext_merge_loc_conf(ngx_conf_t *cf, void *parent, void *child)
                               8 * 1024 * 1024);
 
     ngx_conf_merge_ptr_value(conf->api_origins, prev->api_origins, NULL);
+
+    clcf = ngx_http_conf_get_module_loc_conf(cf, ngx_http_core_module);
+
+    if (prev->api && (clcf->noname || clcf->lmt_excpt)) {
+
+        /* "if" and "limit_except" are of the same location */
+
+        conf->api = 1;
+        conf->api_ping = prev->api_ping;
+        clcf->handler = ngx_http_kontext_api_handler;
+    }
 
     value = conf->enable ? &conf->enable->value : NULL;
 
@@ -1351,14 +1363,7 @@ ngx_http_kontext_init_process(ngx_cycle_t *cycle)
 static void
 ngx_http_kontext_exit_process(ngx_cycle_t *cycle)
 {
-    ngx_http_kontext_main_conf_t  *kmcf;
-
-    kmcf = ngx_http_cycle_get_module_main_conf(cycle,
-                                               ngx_http_kontext_module);
-
-    if (kmcf && kmcf->zone) {
-        ngx_http_kontext_wake_exit(kmcf->zone->data);
-    }
+    ngx_http_kontext_wake_exit();
 }
 
 

@@ -435,7 +435,7 @@ ngx_http_kontext_session_turned(ngx_http_kontext_turn_t *turn,
 {
     ngx_atomic_uint_t  n;
 
-    n = turn->zone->turns[turn->key[0] % NGX_HTTP_KONTEXT_TURNS];
+    n = turn->zone->turns[ngx_http_kontext_bucket(turn->key)];
 
     if (n == *turns) {
         return 0;

@@ -29,7 +29,6 @@ static ngx_int_t ngx_http_kontext_wake_listen(ngx_cycle_t *cycle,
 static void ngx_http_kontext_wake_handler(ngx_event_t *ev);
 static void ngx_http_kontext_wake_poll(ngx_event_t *ev);
 static void ngx_http_kontext_wake_run(ngx_http_kontext_zone_t *zone);
-static ngx_uint_t ngx_http_kontext_bucket(const u_char *key);
 
 
 /* this worker's */
@@ -133,7 +132,6 @@ ngx_http_kontext_wake_init(ngx_cycle_t *cycle, ngx_http_kontext_zone_t *zone)
     ngx_http_kontext_poll.handler = ngx_http_kontext_wake_poll;
     ngx_http_kontext_poll.data = zone;
     ngx_http_kontext_poll.log = cycle->log;
-    ngx_http_kontext_poll.cancelable = 1;
 
     n = ngx_http_kontext_slot_claim(zone);
 
@@ -223,19 +221,19 @@ ngx_http_kontext_wake_listen(ngx_cycle_t *cycle,
 
     c->idle = 1;
 
-    ngx_http_kontext_wake = c;
-
     if (ngx_add_event(rev, NGX_READ_EVENT, 0) == NGX_ERROR) {
         ngx_free_connection(c);
         return NGX_ERROR;
     }
+
+    ngx_http_kontext_wake = c;
 
     return NGX_OK;
 }
 
 
 void
-ngx_http_kontext_wake_exit(ngx_http_kontext_zone_t *zone)
+ngx_http_kontext_wake_exit(void)
 {
     if (ngx_http_kontext_slot) {
         ngx_http_kontext_slot->pid = 0;
@@ -318,6 +316,17 @@ ngx_http_kontext_wake_run(ngx_http_kontext_zone_t *zone)
     }
 
     ngx_http_kontext_next_watch = NULL;
+}
+
+
+void
+ngx_http_kontext_wake_heal(void)
+{
+    /* a worker may have died between its mark and the waking */
+
+    if (ngx_http_kontext_slot && ngx_http_kontext_slot->pending) {
+        ngx_post_event(ngx_http_kontext_wake->read, &ngx_posted_events);
+    }
 }
 
 
@@ -470,7 +479,7 @@ ngx_http_kontext_stream_uncount(void)
 }
 
 
-static ngx_uint_t
+ngx_uint_t
 ngx_http_kontext_bucket(const u_char *key)
 {
     return key[0] % NGX_HTTP_KONTEXT_TURNS;
