@@ -747,9 +747,10 @@ ngx_int_t ngx_http_kontext_feed_ad(ngx_http_kontext_zone_t *zone,
     ngx_http_kontext_sid_t *sid, ngx_str_t *id, ngx_array_t *placements,
     kx_feed_ad_t *ad);
 
-/* NGX_DECLINED: there is no such bid. */
+/* NGX_DECLINED: there is no such bid; otherwise as kx_feed_bid(). */
 ngx_int_t ngx_http_kontext_feed_bid(ngx_http_kontext_zone_t *zone,
-    ngx_http_kontext_sid_t *sid, u_char *id, kx_session_bid_t *bid);
+    ngx_http_kontext_sid_t *sid, u_char *id, kx_session_bid_t *bid,
+    u_char *buf, ngx_str_t *message);
 
 /* Returns the event's number, 0: there is no room, or no session. */
 uint64_t ngx_http_kontext_feed_event(ngx_http_kontext_zone_t *zone,

@@ -308,6 +308,7 @@ ngx_http_kontext_character(ngx_http_request_t *r,
     {
         tag = &character->tags[character->ntags++];
         *tag = item;
+        character->has_tags = 1;
     }
 
     return NGX_OK;
@@ -360,6 +361,7 @@ ngx_http_kontext_regulatory(ngx_http_request_t *r,
 
         if (n >= 0 && n <= 1000000) {
             regulatory->gpp_sid[regulatory->ngpp_sid++] = (int) n;
+            regulatory->has_gpp_sid = 1;
         }
     }
 

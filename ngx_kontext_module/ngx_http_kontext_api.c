@@ -385,9 +385,18 @@ static ngx_uint_t
 ngx_http_kontext_api_is_text(ngx_http_request_t *r,
     ngx_http_kontext_api_t *api)
 {
-    ngx_str_t  *type;
+    ngx_str_t  *type, encoding;
 
-    if (r->headers_in.content_type == NULL) {
+    static ngx_str_t  name = ngx_string("content-encoding");
+
+    ngx_http_kontext_header(r, &name, &encoding);
+
+    if (r->headers_in.content_type == NULL
+        || (encoding.len
+            && !(encoding.len == 8
+                 && ngx_strncasecmp(encoding.data, (u_char *) "identity", 8)
+                    == 0)))
+    {
         return 0;
     }
 
@@ -1015,7 +1024,7 @@ ngx_http_kontext_api_report(ngx_http_request_t *r,
     u_char                  *p;
     double                   revenue;
     uint64_t                 number;
-    ngx_str_t                data, body;
+    ngx_str_t                data, body, message;
     kx_api_event_t           event;
     kx_session_bid_t         bid;
     const kx_api_error_t    *e;
@@ -1041,13 +1050,23 @@ ngx_http_kontext_api_report(ngx_http_request_t *r,
 
     if (event.has_bid) {
 
-        if (ngx_http_kontext_feed_bid(api->zone, &api->sid, event.bid, &bid)
+        p = ngx_pnalloc(r->pool, KX_API_MAX_MESSAGE_ID);
+        if (p == NULL) {
+            return NGX_HTTP_INTERNAL_SERVER_ERROR;
+        }
+
+        if (ngx_http_kontext_feed_bid(api->zone, &api->sid, event.bid, &bid,
+                                      p, &message)
             != NGX_OK)
         {
             return ngx_http_kontext_api_error(r, api, &kx_api_unknown_ad);
         }
 
-        revenue = (bid.revenue >= 0) ? bid.revenue : -1;
+        revenue = kx_session_revenue(&bid);
+
+        if (event.message_id.len == 0) {
+            event.message_id = message;
+        }
 
         ctx->nbids = kx_session_placed(&bid, 1, ctx->bids,
                                        api->conf->placements->elts,
@@ -1201,7 +1220,7 @@ ngx_http_kontext_api_write_state(ngx_http_request_t *r,
         return NGX_HTTP_INTERNAL_SERVER_ERROR;
     }
 
-    if (status == NGX_HTTP_CREATED) {
+    if (r->method == NGX_HTTP_POST) {
 
         clcf = ngx_http_get_module_loc_conf(r, ngx_http_core_module);
 
@@ -1357,6 +1376,8 @@ ngx_http_kontext_api_origin(ngx_http_request_t *r,
         return NGX_ERROR;
     }
 
+    ngx_str_set(&value, "Location, Allow");
+
     ngx_http_kontext_header(r, &name, &origin);
 
     if (origin.len == 0) {
@@ -1368,9 +1389,17 @@ ngx_http_kontext_api_origin(ngx_http_request_t *r,
     for (i = 0; i < klcf->api_origins->nelts; i++) {
 
         if (allowed[i].len == 1 && allowed[i].data[0] == '*') {
+
+            if (ngx_http_kontext_header_out(r, "Access-Control-Allow-Origin",
+                                            &allowed[i])
+                != NGX_OK)
+            {
+                return NGX_ERROR;
+            }
+
             return ngx_http_kontext_header_out(r,
-                                               "Access-Control-Allow-Origin",
-                                               &allowed[i]);
+                                             "Access-Control-Expose-Headers",
+                                             &value);
         }
 
         if (allowed[i].len != origin.len
@@ -1379,14 +1408,18 @@ ngx_http_kontext_api_origin(ngx_http_request_t *r,
             continue;
         }
 
-        ngx_str_set(&value, "true");
-
         if (ngx_http_kontext_header_out(r, "Access-Control-Allow-Origin",
                                         &origin)
-            != NGX_OK)
+            != NGX_OK
+            || ngx_http_kontext_header_out(r,
+                                           "Access-Control-Expose-Headers",
+                                           &value)
+               != NGX_OK)
         {
             return NGX_ERROR;
         }
+
+        ngx_str_set(&value, "true");
 
         return ngx_http_kontext_header_out(r,
                                            "Access-Control-Allow-Credentials",

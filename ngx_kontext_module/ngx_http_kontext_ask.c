@@ -278,7 +278,7 @@ ngx_http_kontext_ask_tell(ngx_http_kontext_call_t *call,
                            ? "Session: preload-track-only-skip-bids"
                            : "Session: preload-failure", data);
 
-    if (a->transport) {
+    if (a->failed) {
         ngx_http_kontext_report(call->request, &ask->turn, &ask->who,
                                 "Error preloading ads", "Preload.fetch");
     }

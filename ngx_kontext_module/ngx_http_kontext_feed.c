@@ -269,14 +269,16 @@ ngx_http_kontext_feed_ad(ngx_http_kontext_zone_t *zone,
 
 ngx_int_t
 ngx_http_kontext_feed_bid(ngx_http_kontext_zone_t *zone,
-    ngx_http_kontext_sid_t *sid, u_char *id, kx_session_bid_t *bid)
+    ngx_http_kontext_sid_t *sid, u_char *id, kx_session_bid_t *bid,
+    u_char *buf, ngx_str_t *message)
 {
     int            rc;
     kx_session_t  *ks;
 
     ks = ngx_http_kontext_feed_lock(zone, sid);
 
-    rc = ks ? kx_feed_bid(zone->table, ks, id, bid) : KX_DECLINED;
+    rc = ks ? kx_feed_bid(zone->table, ks, id, bid, buf, message)
+            : KX_DECLINED;
 
     ngx_http_kontext_zone_leave(zone);
 

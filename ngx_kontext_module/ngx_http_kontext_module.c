@@ -964,27 +964,41 @@ static ngx_uint_t
 ngx_http_kontext_is_origin(ngx_str_t *value)
 {
     u_char      *p, *last;
-    ngx_uint_t   slashes;
+    ngx_uint_t   host;
 
     if (value->len == 1 && value->data[0] == '*') {
         return 1;
     }
 
-    slashes = 0;
+    host = 0;
     last = value->data + value->len;
 
     for (p = value->data; p < last; p++) {
 
-        if (*p <= ' ' || (*p >= 'A' && *p <= 'Z') || *p >= 0x7f) {
+        if ((*p >= 'a' && *p <= 'z') || (*p >= '0' && *p <= '9')
+            || *p == '.' || *p == '-')
+        {
+            continue;
+        }
+
+        if (host) {
+            if (*p != ':' && *p != '[' && *p != ']' && *p != '_') {
+                return 0;
+            }
+
+            continue;
+        }
+
+        if (p == value->data || last - p < 4 || ngx_strncmp(p, "://", 3) != 0)
+        {
             return 0;
         }
 
-        slashes += (*p == '/');
+        p += 2;
+        host = 1;
     }
 
-    p = (u_char *) ngx_strstr(value->data, "://");
-
-    return p && p != value->data && p + 3 < last && slashes == 2;
+    return host;
 }
 
 

@@ -212,7 +212,7 @@ ngx_http_kontext_session_events(ngx_http_kontext_turn_t *turn,
     default:
 
         message = a->disable ? "Session is disabled"
-                  : a->transport ? "Error preloading ads"
+                  : a->failed ? "Error preloading ads"
                   : "Ad generation skipped";
 
         events[0] = kx_api_event_error(a->code, message, pool);

@@ -296,18 +296,24 @@ static const case_t  sessions[] = {
       "\"regulatory\":null,\"variantId\":null,\"userEmail\":null}", "{}",
       NULL },
 
-    /* what is empty is not given, what is not known is dropped */
+    /* what is empty is a value, too; what is not known is wrong */
 
-    { "{\"variantId\":\"\",\"userEmail\":\"\",\"regulatory\":{}}", "{}",
-      NULL },
-    { "{\"regulatory\":{\"gdprConsent\":\"\",\"gppSid\":[],\"x\":1,"
-      "\"gdpr\":null}}", "{}", NULL },
-    { "{\"regulatory\":{\"gdpr\":0,\"title\":{\"a\":[]}}}",
-      "{\"regulatory\":{\"gdpr\":0}}", NULL },
-    { "{\"character\":{\"__proto__\":{\"x\":1},\"isNsfw\":null,"
-      "\"name\":\"n\",\"title\":\"t\",\"tags\":[\"\"],\"id\":\"i\","
-      "\"greeting\":\"\"}}",
-      "{\"character\":{\"id\":\"i\",\"name\":\"n\"}}", NULL },
+    { "{\"variantId\":\"\",\"userEmail\":\"\",\"regulatory\":{}}",
+      "{\"regulatory\":{},\"variantId\":\"\",\"userEmail\":\"\"}", NULL },
+    { "{\"regulatory\":{\"gdprConsent\":\"\",\"gdpr\":null}}",
+      "{\"regulatory\":{\"gdprConsent\":\"\"}}", NULL },
+    { "{\"regulatory\":{\"gppSid\":[]}}",
+      "{\"regulatory\":{\"gppSid\":[]}}", NULL },
+    { "{\"regulatory\":{\"gdpr\":0,\"title\":{\"a\":[]}}}", NULL,
+      &kx_api_unknown_member },
+    { "{\"regulatory\":{\"gdprconsent\":\"a\"}}", NULL,
+      &kx_api_unknown_member },
+    { "{\"character\":{\"__proto__\":{\"x\":1},\"name\":\"n\",\"id\":\"i\"}}",
+      NULL, &kx_api_unknown_member },
+    { "{\"character\":{\"isNsfw\":null,\"name\":\"n\",\"tags\":[\"\"],"
+      "\"id\":\"i\",\"greeting\":\"\"}}",
+      "{\"character\":{\"id\":\"i\",\"name\":\"n\",\"greeting\":\"\","
+      "\"tags\":[]}}", NULL },
     { "{\"character\":{\"name\":\"n\",\"id\":\"i\","
       "\"tags\":[\"a\",\"\",\"b\"],\"isNsfw\":true}}",
       "{\"character\":{\"id\":\"i\",\"name\":\"n\",\"tags\":[\"a\",\"b\"],"
@@ -560,8 +566,8 @@ test_session_limits(void **state)
         error = read_session(&s, body, len);
         free(body);
 
-        assert_error(error, (len == KX_API_MAX_BODY) ? NULL
-                                                     : &kx_api_too_large,
+        assert_error(error, (len == KX_API_MAX_BODY)
+                            ? &kx_api_unknown_member : &kx_api_too_large,
                      "body");
     }
 
@@ -580,7 +586,8 @@ test_session_limits(void **state)
         memcpy(p + i + 2 * (depth - 2), "}}", 3);
 
         assert_error(read_session(&s, p, strlen(p)),
-                     (depth <= 32) ? NULL : &kx_api_bad_json, p);
+                     (depth <= 32) ? &kx_api_unknown_member
+                                   : &kx_api_bad_json, p);
         free(p);
     }
 
@@ -720,7 +727,7 @@ static const merge_t  merges[] = {
     /* the same character in another order is the same */
 
     { "{\"character\":" A "}",
-      "{\"variantId\":\"b\",\"character\":{\"x\":1,\"name\":\"n\","
+      "{\"variantId\":\"b\",\"character\":{\"name\":\"n\","
       "\"id\":\"a\"}}",
       "{\"character\":" A ",\"variantId\":\"b\"}", NULL },
     { "{\"character\":" A "}",
@@ -838,6 +845,7 @@ request(kx_ad_request_t *ar)
     ar->character.greeting = text("Hello");
     ar->character.tags = tags;
     ar->character.ntags = 2;
+    ar->character.has_tags = 1;
     ar->character.nsfw = 1;
 
     ar->regulatory.gdpr = 0;
@@ -845,6 +853,7 @@ request(kx_ad_request_t *ar)
     ar->regulatory.gpp = text("of-directive");
     ar->regulatory.gpp_sid = sids;
     ar->regulatory.ngpp_sid = 1;
+    ar->regulatory.has_gpp_sid = 1;
 }
 
 

@@ -336,18 +336,24 @@ static int
 bid_known(char tag, unsigned n, double *revenue)
 {
     int               rc;
-    unsigned char     id[KX_ID_LEN];
+    kx_str_t          message;
+    unsigned char     id[KX_ID_LEN], buf[KX_API_MAX_MESSAGE_ID];
     kx_session_bid_t  bid;
 
     memset(id, 'x', KX_ID_LEN);
     id[0] = tag;
     id[1] = (unsigned char) n;
 
-    rc = kx_feed_bid(t, s, id, &bid);
+    rc = kx_feed_bid(t, s, id, &bid, buf, &message);
 
     if (rc == KX_OK) {
         assert_memory_equal(bid.id, id, KX_ID_LEN);
         assert_int_equal(bid.code, kx_session_code(&placements[n]));
+
+        /* that of an ad has a message, the newest turn's may have none */
+
+        assert_true(message.len > 0 || memcmp(s->bids[n].id, id, KX_ID_LEN)
+                                       == 0);
 
         *revenue = bid.revenue;
     }
@@ -2049,7 +2055,7 @@ test_damage(void **state)
         (void) all_events(draw(10));
         (void) all_ads();
         (void) kx_feed_ad(t, s, &id, placements, 4, &ad);
-        (void) kx_feed_bid(t, s, key, &bid);
+        (void) kx_feed_bid(t, s, key, &bid, text, &u);
         (void) kx_feed_identity(t, s, text, &u, &c);
         (void) kx_feed_options(t, s, text, &revision);
         (void) kx_feed_set_options(t, s, revision, &data);

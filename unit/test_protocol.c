@@ -299,6 +299,7 @@ test_full_body(void **state)
     r.character.persona = text("a wizard");
     r.character.tags = tags;
     r.character.ntags = 2;
+    r.character.has_tags = 1;
     r.character.nsfw = 0;
 
     r.regulatory.gdpr = 1;
@@ -308,6 +309,7 @@ test_full_body(void **state)
     r.regulatory.us_privacy = text("1YNN");
     r.regulatory.gpp_sid = sids;
     r.regulatory.ngpp_sid = 2;
+    r.regulatory.has_gpp_sid = 1;
 
     assert_body(&r,
         "{\"publisherToken\":\"acme-dev\",\"userId\":\"u-381\","
@@ -718,10 +720,12 @@ test_no_memory(void **state)
     r.character.name = text("Merlin");
     r.character.tags = &tag;
     r.character.ntags = 1;
+    r.character.has_tags = 1;
     r.character.nsfw = 1;
     r.regulatory.gdpr = 1;
     r.regulatory.gpp_sid = sids;
     r.regulatory.ngpp_sid = 2;
+    r.regulatory.has_gpp_sid = 1;
 
     hooks.malloc_fn = failing_malloc;
     hooks.free_fn = free;
@@ -923,7 +927,8 @@ assert_answer(const answer_t *t, unsigned track_only)
          && a.nbids == t->nbids
          && a.disable == t->disable
          && a.has_session == t->session
-         && a.transport == (t->status == 0);
+         && a.transport == (t->status == 0)
+         && a.failed == (t->status == 0);
 
     if (!ok) {
         fail_msg("%u %s: outcome:%d code:\"%s\" bids:%u disable:%u "
@@ -947,6 +952,7 @@ assert_failed(const kx_preload_answer_t *a)
     assert_int_equal(a->outcome, KX_AD_ERROR);
     assert_string_equal(a->code, "request_failed");
     assert_int_equal(a->transport, 0);
+    assert_int_equal(a->failed, 1);
     assert_int_equal(a->disable, 0);
     assert_int_equal(a->has_session, 0);
     assert_int_equal(a->nbids, 0);

@@ -845,10 +845,10 @@ compare_bids(const kx_feed_ad_t *ad, unsigned call)
 static void
 compare_ads(const model_t *m)
 {
-    unsigned          i, j, n, call;
-    kx_str_t          id;
+    kx_str_t          id, message;
+    unsigned          i, j, n, call, paired;
     kx_feed_ad_t      ad, ads[KX_MAX_MESSAGES];
-    unsigned char     bid_id[KX_ID_LEN], buf[16 * MOST];
+    unsigned char     bid_id[KX_ID_LEN], buf[KX_API_MAX_MESSAGE_ID];
     kx_session_bid_t  bid;
 
     for (i = 1; i <= m->written; i++) {
@@ -882,15 +882,17 @@ compare_ads(const model_t *m)
 
     for (i = 1; i <= m->ncalls; i++) {
         call = (m->preload == FILLED && m->current == i);
+        paired = 0;
 
         for (j = 0; j < m->npairs; j++) {
-            call |= (m->pairs[j].call == i);
+            paired |= (m->pairs[j].call == i);
         }
 
         make_id(bid_id, 'b', i, 1);
-        check(kx_feed_bid(t, s, bid_id, &bid)
-              == (call ? KX_OK : KX_DECLINED));
-        check(!call || bid.revenue == i + 1);
+        check(kx_feed_bid(t, s, bid_id, &bid, buf, &message)
+              == ((call || paired) ? KX_OK : KX_DECLINED));
+        check(!(call || paired) || bid.revenue == i + 1);
+        check((message.len != 0) == paired);
     }
 }
 

@@ -79,9 +79,9 @@ typedef struct {
  * (kx_api_too_large).  Of the objects they have the known members only
  * (protocol.md 10, 11), which must be of the right type: gdpr and coppa 0 or
  * 1, gppSid integers from 0 to INT_MAX, isNsfw a boolean; a character has a
- * non-empty id and name (kx_api_missing_member).  Empty strings, arrays and a
- * regulatory without members count as not given, also in tags.  NULL or the
- * error.
+ * non-empty id and name (kx_api_missing_member); any other member is
+ * kx_api_unknown_member.  What is empty is a value, too, with which an
+ * option is taken back; only in tags it is left out.  NULL or the error.
  */
 const kx_api_error_t *kx_api_read_session(kx_api_session_t *s,
     const unsigned char *body, size_t len, const kx_pool_t *pool);

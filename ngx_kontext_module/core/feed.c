@@ -786,19 +786,16 @@ kx_feed_ads(kx_session_table_t *t, kx_session_t *s,
 
 int
 kx_feed_bid(kx_session_table_t *t, kx_session_t *s,
-    const unsigned char id[KX_ID_LEN], kx_session_bid_t *bid)
+    const unsigned char id[KX_ID_LEN], kx_session_bid_t *bid,
+    unsigned char *buf, kx_str_t *message)
 {
-    int             rc;
-    unsigned        i;
-    kx_item_t       item;
-    kx_feed_bids_t  bids;
+    int              rc;
+    unsigned         i;
+    kx_item_t        item;
+    kx_feed_bids_t   bids;
 
-    for (i = 0; i < s->nbids && i < KX_MAX_BIDS; i++) {
-        if (memcmp(s->bids[i].id, id, KX_ID_LEN) == 0) {
-            *bid = s->bids[i];
-            return KX_OK;
-        }
-    }
+    message->data = buf;
+    message->len = 0;
 
     for (rc = kx_store_first(t, s, KX_ITEM_AD, &item);
          rc == KX_OK;
@@ -809,10 +806,23 @@ kx_feed_bid(kx_session_table_t *t, kx_session_t *s,
         }
 
         for (i = 0; i < bids.nbids; i++) {
-            if (memcmp(bids.bids[i].id, id, KX_ID_LEN) == 0) {
-                *bid = bids.bids[i];
-                return KX_OK;
+
+            if (memcmp(bids.bids[i].id, id, KX_ID_LEN) != 0) {
+                continue;
             }
+
+            *bid = bids.bids[i];
+
+            message->len = kx_store_read(t, &item, sizeof(kx_feed_bids_t),
+                                         buf, KX_API_MAX_MESSAGE_ID);
+            return KX_OK;
+        }
+    }
+
+    for (i = 0; i < s->nbids && i < KX_MAX_BIDS; i++) {
+        if (memcmp(s->bids[i].id, id, KX_ID_LEN) == 0) {
+            *bid = s->bids[i];
+            return KX_OK;
         }
     }
 

@@ -137,9 +137,13 @@ unsigned kx_feed_ads(kx_session_table_t *t, kx_session_t *s,
     const kx_str_t *placements, unsigned nplacements,
     kx_feed_ad_t ads[KX_MAX_MESSAGES], unsigned char *buf, size_t size);
 
-/* Is this a bid of the session, paired or not?  KX_OK or KX_DECLINED. */
+/*
+ * Is this a bid of the session?  KX_OK or KX_DECLINED.  message is that of
+ * its ad, in buf of KX_API_MAX_MESSAGE_ID bytes, empty if it is not paired.
+ */
 int kx_feed_bid(kx_session_table_t *t, kx_session_t *s,
-    const unsigned char id[KX_ID_LEN], kx_session_bid_t *bid);
+    const unsigned char id[KX_ID_LEN], kx_session_bid_t *bid,
+    unsigned char *buf, kx_str_t *message);
 
 /*
  * Appends an event and drops the oldest beyond the limits.  Returns its

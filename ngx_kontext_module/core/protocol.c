@@ -605,16 +605,19 @@ kx_protocol_character(cJSON *body, const kx_character_t *c)
         return KX_ERROR;
     }
 
-    tags = NULL;
+    if (!c->has_tags) {
+        return KX_OK;
+    }
+
+    tags = cJSON_AddArrayToObject(character, "tags");
+    if (tags == NULL) {
+        return KX_ERROR;
+    }
 
     for (i = 0; i < c->ntags; i++) {
 
         if (c->tags[i].len == 0) {
             continue;
-        }
-
-        if (tags == NULL) {
-            tags = cJSON_AddArrayToObject(character, "tags");
         }
 
         if (kx_protocol_add_item(tags, &c->tags[i]) != KX_OK) {
@@ -632,7 +635,7 @@ kx_protocol_regulatory(cJSON *body, const kx_regulatory_t *g)
     cJSON  *regulatory, *sids;
 
     if (g->gdpr < 0 && g->coppa < 0 && g->gdpr_consent.len == 0
-        && g->gpp.len == 0 && g->us_privacy.len == 0 && g->ngpp_sid == 0)
+        && g->gpp.len == 0 && g->us_privacy.len == 0 && !g->has_gpp_sid)
     {
         return KX_OK;
     }
@@ -653,7 +656,7 @@ kx_protocol_regulatory(cJSON *body, const kx_regulatory_t *g)
         return KX_ERROR;
     }
 
-    if (g->ngpp_sid == 0) {
+    if (!g->has_gpp_sid) {
         return KX_OK;
     }
 
@@ -851,6 +854,7 @@ kx_protocol_preload_answer(kx_preload_answer_t *a, unsigned status,
 
     if (status == 0) {
         a->transport = 1;
+        a->failed = 1;
         kx_protocol_outcome(a, KX_AD_ERROR, "request_failed");
         return;
     }
@@ -871,6 +875,7 @@ kx_protocol_preload_answer(kx_preload_answer_t *a, unsigned status,
         || kx_protocol_read(a, root, placements, nplacements) != KX_OK)
     {
         memset(a, 0, sizeof(kx_preload_answer_t));
+        a->failed = 1;
         kx_protocol_outcome(a, KX_AD_ERROR, "request_failed");
 
     } else {

@@ -62,6 +62,7 @@ typedef struct {
     kx_str_t             persona;
     kx_str_t            *tags;
     unsigned             ntags;
+    unsigned             has_tags;   /* a list, be it an empty one */
     int                  nsfw;       /* 0, 1, or -1: not said */
 } kx_character_t;
 
@@ -74,6 +75,7 @@ typedef struct {
     kx_str_t             us_privacy;
     int                 *gpp_sid;
     unsigned             ngpp_sid;
+    unsigned             has_gpp_sid;        /* as has_tags */
 } kx_regulatory_t;
 
 
@@ -137,6 +139,7 @@ typedef struct {
 typedef struct {
     kx_ad_outcome_e      outcome;
     unsigned             transport:1;            /* rule 2: may be retried */
+    unsigned             failed:1;               /* rule 2: may be reported */
     unsigned             disable:1;              /* rule 5 */
     unsigned             has_session:1;
     unsigned char        session[KX_ID_LEN];

@@ -6,6 +6,8 @@
 #include "session.h"
 
 #include <float.h>
+#include <stdio.h>
+#include <stdlib.h>
 
 
 /*
@@ -272,7 +274,7 @@ kx_session_placed(const kx_session_bid_t *kept, unsigned n,
 
             memcpy(bids[m].id, b->id, KX_ID_LEN);
             bids[m].placement = j;
-            bids[m].revenue = (b->revenue >= 0) ? b->revenue : -1;
+            bids[m].revenue = kx_session_revenue(b);
             m++;
 
             break;
@@ -295,6 +297,23 @@ kx_session_taken(const kx_bid_t *bids, unsigned n, unsigned placement)
     }
 
     return 0;
+}
+
+
+/* seven digits are what a float has, the others would be made up */
+
+double
+kx_session_revenue(const kx_session_bid_t *bid)
+{
+    char  text[32];
+
+    if (!(bid->revenue >= 0 && bid->revenue <= FLT_MAX)) {
+        return -1;
+    }
+
+    (void) snprintf(text, sizeof(text), "%.7g", (double) bid->revenue);
+
+    return strtod(text, NULL);
 }
 
 

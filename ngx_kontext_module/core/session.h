@@ -166,6 +166,9 @@ void kx_session_init_answer(kx_session_t *s, uint32_t seq,
 /* /init number seq was given up: it is due again with the next turn. */
 void kx_session_init_cancel(kx_session_t *s, uint32_t seq);
 
+/* The revenue of a bid as it was said; below zero: it was not. */
+double kx_session_revenue(const kx_session_bid_t *bid);
+
 /* The number that stands for a placement code in a record; never 0. */
 uint32_t kx_session_code(const kx_str_t *code);
 

@@ -354,19 +354,16 @@ kx_options_take(cJSON *dst, const cJSON *root, const kx_option_t *members)
             continue;
         }
 
+        if (option->needed && cJSON_IsString(item)
+            && item->valuestring[0] == '\0')
+        {
+            return &kx_api_bad_member;
+        }
+
         error = kx_option_take(&value, item, option);
 
         if (error != NULL) {
             return error;
-        }
-
-        if (value == NULL) {
-
-            if (option->needed) {
-                return &kx_api_bad_member;
-            }
-
-            continue;
         }
 
         if (!cJSON_AddItemToObject(dst, option->name, value)) {
@@ -379,7 +376,7 @@ kx_options_take(cJSON *dst, const cJSON *root, const kx_option_t *members)
 }
 
 
-/* *value is NULL after an error, and for what is empty */
+/* *value is NULL after an error */
 
 static const kx_api_error_t *
 kx_option_take(cJSON **value, const cJSON *item, const kx_option_t *option)
@@ -437,10 +434,6 @@ kx_option_text(cJSON **value, const cJSON *item)
         return &kx_api_bad_member;
     }
 
-    if (item->valuestring[0] == '\0') {
-        return NULL;
-    }
-
     *value = cJSON_CreateString(item->valuestring);
 
     return *value ? NULL : &kx_api_no_memory;
@@ -470,6 +463,11 @@ kx_option_array(cJSON **value, const cJSON *item, unsigned integers)
         copy = NULL;
 
         if (!integers) {
+
+            if (cJSON_IsString(element) && element->valuestring[0] == '\0') {
+                continue;
+            }
+
             error = kx_option_text(&copy, element);
 
         } else if (!kx_option_integer(element)) {
@@ -485,7 +483,7 @@ kx_option_array(cJSON **value, const cJSON *item, unsigned integers)
         }
     }
 
-    if (error != NULL || array->child == NULL) {
+    if (error != NULL) {
         cJSON_Delete(array);
         array = NULL;
     }
@@ -501,17 +499,32 @@ kx_option_object(cJSON **value, const cJSON *item,
     const kx_option_t *members)
 {
     cJSON                 *object;
+    const cJSON           *member;
+    const kx_option_t     *option;
     const kx_api_error_t  *error;
 
     if (!cJSON_IsObject(item)) {
         return &kx_api_bad_member;
     }
 
+    cJSON_ArrayForEach(member, item) {
+
+        for (option = members; option->name != NULL; option++) {
+            if (strcmp(option->name, member->string) == 0) {
+                break;
+            }
+        }
+
+        if (option->name == NULL) {
+            return &kx_api_unknown_member;
+        }
+    }
+
     object = cJSON_CreateObject();
 
     error = kx_options_take(object, item, members);
 
-    if (error != NULL || object->child == NULL) {
+    if (error != NULL) {
         cJSON_Delete(object);
         object = NULL;
     }
@@ -616,6 +629,12 @@ kx_options_character(kx_character_t *c, const cJSON *item,
         return KX_OK;
     }
 
+    c->has_tags = 1;
+
+    if (tags->child == NULL) {
+        return KX_OK;
+    }
+
     c->tags = pool->alloc(pool->data, (size_t) cJSON_GetArraySize(tags)
                                       * sizeof(kx_str_t));
     if (c->tags == NULL) {
@@ -665,13 +684,18 @@ kx_options_regulatory(kx_regulatory_t *g, const cJSON *item,
         return KX_OK;
     }
 
+    g->has_gpp_sid = 1;
+    g->ngpp_sid = 0;
+
+    if (value->child == NULL) {
+        return KX_OK;
+    }
+
     g->gpp_sid = pool->alloc(pool->data, (size_t) cJSON_GetArraySize(value)
                                          * sizeof(int));
     if (g->gpp_sid == NULL) {
         return KX_ERROR;
     }
-
-    g->ngpp_sid = 0;
 
     cJSON_ArrayForEach(sid, value) {
         g->gpp_sid[g->ngpp_sid++] = sid->valueint;
