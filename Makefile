@@ -96,7 +96,8 @@ $(OBJS)/Makefile: config $(BUILD_DIR)/configured
 $(MODULE): $(OBJS)/Makefile $(SRCS) $(HDRS)
 	+$(MAKE) --no-print-directory -C $(BUILD_DIR)/nginx \
 	    -f $(OBJS)/Makefile modules
-	cp $(OBJS)/ngx_http_kontext_module.so $@
+	cp $(OBJS)/ngx_http_kontext_module.so $@.new
+	mv $@.new $@
 
 
 # For the tests only: a content handler that sends a file in given pieces.

@@ -328,6 +328,7 @@ typedef struct {
     ngx_uint_t                         nads;
 
     unsigned                           disabled:1;
+    unsigned                           enabled:1;
     unsigned                           init:1;     /* it has answered */
     unsigned                           failed:1;
     unsigned                           track_only:1;
@@ -615,6 +616,10 @@ ngx_int_t ngx_http_kontext_session_answer(ngx_http_kontext_turn_t *turn,
     kx_preload_answer_t *a, kx_pool_t *pool);
 void ngx_http_kontext_session_init_answer(ngx_http_kontext_turn_t *turn,
     kx_init_answer_t *a, kx_pool_t *pool);
+
+/* The preload could not even be sent, which the session's listeners learn. */
+void ngx_http_kontext_session_failed(ngx_http_kontext_turn_t *turn,
+    kx_pool_t *pool);
 void ngx_http_kontext_session_cancel(ngx_http_kontext_turn_t *turn);
 void ngx_http_kontext_session_init_cancel(ngx_http_kontext_turn_t *turn);
 

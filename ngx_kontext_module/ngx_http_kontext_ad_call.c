@@ -84,6 +84,7 @@ ngx_int_t
 ngx_http_kontext_call_start(ngx_http_kontext_call_t *call, char *body,
     size_t len)
 {
+    u_char              *p;
     ngx_str_t           *prefix, *path;
     ngx_http_request_t  *r;
 
@@ -103,16 +104,19 @@ ngx_http_kontext_call_start(ngx_http_kontext_call_t *call, char *body,
     prefix = &call->conf->ad_server;
     path = &ngx_http_kontext_paths[call->kind];
 
-    call->uri.len = prefix->len + path->len;
-    call->uri.data = ngx_pnalloc(r->pool, call->uri.len);
+    p = ngx_pnalloc(r->pool, prefix->len + path->len);
 
-    if (call->body.data == NULL || call->uri.data == NULL) {
+    if (call->body.data == NULL || p == NULL) {
         ngx_http_kontext_call_cancel(call);
         return NGX_ERROR;
     }
 
-    ngx_memcpy(ngx_cpymem(call->uri.data, prefix->data, prefix->len),
-               path->data, path->len);
+    call->uri.data = p;
+
+    p = ngx_cpymem(p, prefix->data, prefix->len);
+    p = ngx_cpymem(p, path->data, path->len);
+
+    call->uri.len = p - call->uri.data;
 
     call->started = ngx_current_msec;
 

@@ -846,8 +846,14 @@ ngx_http_kontext_api_messages(ngx_http_request_t *r,
         }
 
         any |= init;
-        ask = (rc == KX_FEED_ASK);
-        accepted++;
+        ask = (rc == KX_FEED_ASK || rc == KX_FEED_AGAIN);
+
+        if (rc == KX_FEED_AGAIN) {
+            repeated++;
+
+        } else {
+            accepted++;
+        }
 
         if (m->message.role == KX_ROLE_USER) {
             asked = ask ? m : NULL;
@@ -1204,6 +1210,7 @@ ngx_http_kontext_api_write_state(ngx_http_request_t *r,
     ngx_memcpy(s.server_id, view->server_id, KX_ID_LEN);
     s.created = view->created;
     s.disabled = view->disabled;
+    s.enabled = view->enabled;
     s.init = view->init;
     s.preload_timeout = view->timeout;
     s.report_errors = !view->turn.no_errors;

@@ -16,8 +16,8 @@
 static ngx_http_kontext_ask_t *ngx_http_kontext_ask_create(
     ngx_http_request_t *r, ngx_http_kontext_call_e kind,
     ngx_http_kontext_turn_t *turn, kx_ad_request_t *ar);
-static void ngx_http_kontext_ask_refused(ngx_http_kontext_call_e kind,
-    ngx_http_kontext_turn_t *turn);
+static void ngx_http_kontext_ask_refused(ngx_http_request_t *r,
+    ngx_http_kontext_call_e kind, ngx_http_kontext_turn_t *turn);
 static void ngx_http_kontext_ask_init(ngx_http_kontext_call_t *call);
 static void ngx_http_kontext_ask_preload(ngx_http_kontext_call_t *call);
 static void ngx_http_kontext_ask_tell(ngx_http_kontext_call_t *call,
@@ -50,7 +50,7 @@ ngx_http_kontext_ask(ngx_http_request_t *r, ngx_http_kontext_call_e kind,
     }
 
     if (ask == NULL) {
-        ngx_http_kontext_ask_refused(kind, turn);
+        ngx_http_kontext_ask_refused(r, kind, turn);
         return NGX_ERROR;
     }
 
@@ -62,7 +62,7 @@ ngx_http_kontext_ask(ngx_http_request_t *r, ngx_http_kontext_call_e kind,
            ? kx_protocol_init(ar, &len) : kx_protocol_preload(ar, &len);
 
     if (ngx_http_kontext_call_start(ask->call, body, len) != NGX_OK) {
-        ngx_http_kontext_ask_refused(kind, turn);
+        ngx_http_kontext_ask_refused(r, kind, turn);
         return NGX_ERROR;
     }
 
@@ -161,15 +161,20 @@ ngx_http_kontext_ask_create(ngx_http_request_t *r,
 
 
 static void
-ngx_http_kontext_ask_refused(ngx_http_kontext_call_e kind,
-    ngx_http_kontext_turn_t *turn)
+ngx_http_kontext_ask_refused(ngx_http_request_t *r,
+    ngx_http_kontext_call_e kind, ngx_http_kontext_turn_t *turn)
 {
+    kx_pool_t  pool;
+
     if (kind == NGX_HTTP_KONTEXT_CALL_INIT) {
         ngx_http_kontext_session_init_cancel(turn);
-
-    } else {
-        ngx_http_kontext_session_cancel(turn);
+        return;
     }
+
+    pool.alloc = ngx_http_kontext_alloc;
+    pool.data = r->pool;
+
+    ngx_http_kontext_session_failed(turn, &pool);
 }
 
 
@@ -400,7 +405,12 @@ ngx_http_kontext_ask_leave(ngx_http_kontext_ask_t *ask)
 
     ngx_http_kontext_ask_cancel(ask);
 
-    ngx_http_kontext_ask_refused(kind, &turn);
+    if (kind == NGX_HTTP_KONTEXT_CALL_INIT) {
+        ngx_http_kontext_session_init_cancel(&turn);
+
+    } else {
+        ngx_http_kontext_session_cancel(&turn);
+    }
 }
 
 

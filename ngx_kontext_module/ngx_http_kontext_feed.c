@@ -146,6 +146,7 @@ ngx_http_kontext_feed_read(ngx_http_kontext_zone_t *zone, kx_session_t *ks,
 
     view->created = (uint64_t) ks->created * 1000;
     view->disabled = ks->disabled;
+    view->enabled = !ks->off;
     view->init = (ks->init == KX_INIT_DONE);
     view->timeout = ks->preload_timeout;
     view->state = ks->turn;
@@ -219,7 +220,7 @@ ngx_http_kontext_feed_message(ngx_http_kontext_zone_t *zone,
                          ngx_http_kontext_wall(),
                          NGX_HTTP_KONTEXT_CALLS_TIMEOUT, ngx_pid);
 
-    if (rc == KX_FEED_ASK) {
+    if (rc == KX_FEED_ASK || rc == KX_FEED_AGAIN) {
 
         /* the first one may have failed, protocol.md 2 */
 
@@ -239,7 +240,7 @@ ngx_http_kontext_feed_message(ngx_http_kontext_zone_t *zone,
 
     ngx_http_kontext_zone_leave(zone);
 
-    if (rc == KX_FEED_ASK || rc == KX_FEED_DISABLED) {
+    if (rc == KX_FEED_ASK || rc == KX_FEED_AGAIN || rc == KX_FEED_DISABLED) {
         (void) ngx_http_kontext_touch(zone, turn->key);
     }
 
@@ -470,7 +471,7 @@ ngx_http_kontext_feed_send(ngx_http_kontext_feed_t *feed)
     if (ar->nmessages == 0
         || kx_options_apply(ar, &view->options, &pool) != KX_OK)
     {
-        ngx_http_kontext_session_cancel(&feed->turn);
+        ngx_http_kontext_session_failed(&feed->turn, &pool);
         return;
     }
 

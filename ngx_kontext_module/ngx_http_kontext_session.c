@@ -169,6 +169,18 @@ ngx_http_kontext_session_answer(ngx_http_kontext_turn_t *turn,
 }
 
 
+void
+ngx_http_kontext_session_failed(ngx_http_kontext_turn_t *turn,
+    kx_pool_t *pool)
+{
+    kx_preload_answer_t  a;
+
+    kx_protocol_preload_answer(&a, 0, NULL, 0, NULL, 0, 0);
+
+    (void) ngx_http_kontext_session_answer(turn, &a, pool);
+}
+
+
 /* what there is to tell of an answer, protocol.md 4.3 */
 
 static ngx_uint_t

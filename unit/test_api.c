@@ -960,7 +960,7 @@ test_round_trip(void **state)
     static const char  fed[] =
         "[{\"id\":\"m1\",\"role\":\"user\",\"content\":\"Hi\\u2028\","
         "\"createdAt\":\"2026-03-02T19:20:11.045+01:00\"},"
-        "{\"id\":2,\"role\":\"assistant\",\"content\":\"Ho\","
+        "{\"id\":\"2\",\"role\":\"assistant\",\"content\":\"Ho\","
         "\"createdAt\":1772475615900}]";
 
     static const char  changed[] = "{\"variantId\":\"z\","
@@ -1025,21 +1025,22 @@ test_messages(void **state)
         "\"createdAt\":0,\"parts\":[{\"type\":\"text\"}],"
         "\"messages\":null,\"__proto__\":{\"id\":\"x\"}}";
     static const char  list[] =
-        "[{\"id\":-7,\"role\":\"assistant\",\"content\":\"\"},"
-        "{\"id\":9007199254740991,\"role\":\"user\",\"content\":\"a\","
+        "[{\"id\":\"-7\",\"role\":\"assistant\",\"content\":\"\"},"
+        "{\"id\":\"9007199254740991\",\"role\":\"user\",\"content\":\"a\","
         "\"trackOnly\":true},"
-        "{\"id\":1e3,\"id\":\"x\",\"role\":\"user\",\"content\":\"\xff\","
+        "{\"id\":\"1e3\",\"id\":\"x\",\"role\":\"user\",\"content\":\"\xff\","
         "\"trackOnly\":null}]";
     static const char  object[] =
-        "{\"messages\":[{\"id\":-0,\"role\":\"user\",\"content\":\"a\"},"
+        "{\"messages\":[{\"id\":\"-0\",\"role\":\"user\",\"content\":\"a\"},"
         "{\"id\":\"m2\",\"role\":\"user\",\"content\":\"b\","
-        "\"trackOnly\":false}],\"trackOnly\":true,\"id\":7}";
+        "\"trackOnly\":false}],\"trackOnly\":true,\"id\":\"7\"}";
 
     assert_null(read_messages(&m, &n, one, sizeof(one) - 1));
     assert_int_equal(n, 1);
     assert_str(&m->message.id, "m1");
     assert_int_equal(m->message.role, KX_ROLE_USER);
     assert_str(&m->message.content, "Hi " FFFD);
+    assert_int_equal(m->has_created, 1);
     assert_true(m->message.created == 0);
     assert_int_equal(m->track_only, 0);
 
@@ -1052,13 +1053,13 @@ test_messages(void **state)
     assert_int_equal(m[0].track_only, 0);
     assert_str(&m[1].message.id, "9007199254740991");
     assert_int_equal(m[1].track_only, 1);
-    assert_str(&m[2].message.id, "1000");
+    assert_str(&m[2].message.id, "1e3");
     assert_str(&m[2].message.content, FFFD);
     assert_int_equal(m[2].track_only, 0);
 
     assert_null(read_messages(&m, &n, object, sizeof(object) - 1));
     assert_int_equal(n, 2);
-    assert_str(&m[0].message.id, "0");
+    assert_str(&m[0].message.id, "-0");
     assert_int_equal(m[0].track_only, 1);
     assert_int_equal(m[1].track_only, 0);
 
@@ -1226,7 +1227,7 @@ test_many_messages(void **state)
     unsigned char     *body, *p;
     kx_api_message_t  *m;
 
-    static const char  one[] = "{\"id\":1,\"role\":\"user\","
+    static const char  one[] = "{\"id\":\"1\",\"role\":\"user\","
                                "\"content\":\"\"},";
 
     len = KX_API_MAX_BODY / (sizeof(one) - 1);
@@ -1345,7 +1346,7 @@ test_created(void **state)
     };
 
     for (i = 0; i < count(good); i++) {
-        snprintf(body, sizeof(body), "{\"id\":1,\"role\":\"user\","
+        snprintf(body, sizeof(body), "{\"id\":\"1\",\"role\":\"user\","
                  "\"content\":\"\",\"createdAt\":%s}", good[i].value);
 
         assert_error(read_messages(&m, &n, body, strlen(body)), NULL, body);
@@ -1359,7 +1360,7 @@ test_created(void **state)
     }
 
     for (i = 0; i < count(bad); i++) {
-        snprintf(body, sizeof(body), "{\"id\":1,\"role\":\"user\","
+        snprintf(body, sizeof(body), "{\"id\":\"1\",\"role\":\"user\","
                  "\"content\":\"\",\"createdAt\":%s}", bad[i]);
 
         assert_error(read_messages(&m, &n, body, strlen(body)),
@@ -1381,7 +1382,7 @@ test_created_inverse(void **state)
 
     for (ms = 45; ms < 253402300800000ULL; ms += 86400000ULL * 27 + 1234567) {
         kx_protocol_time(time, ms);
-        snprintf(body, sizeof(body), "{\"id\":1,\"role\":\"user\","
+        snprintf(body, sizeof(body), "{\"id\":\"1\",\"role\":\"user\","
                  "\"content\":\"\",\"createdAt\":\"%s\"}", time);
 
         assert_null(kx_api_read_messages(&m, &n, (unsigned char *) body,
@@ -1399,7 +1400,7 @@ static const case_t  events[] = {
       "{\"bidId\":\"" BID "\",\"messageId\":\"m4\",\"content\":\"c\","
       "\"format\":\"image\"}", NULL },
     { "{\"name\":\"ad.viewed\",\"bidId\":\"" BID "\",\"id\":\"no\","
-      "\"content\":\"\",\"format\":\"\",\"messageId\":17,\"revenue\":9}",
+      "\"content\":\"\",\"format\":\"\",\"messageId\":\"17\",\"revenue\":9}",
       "{\"bidId\":\"" BID "\",\"messageId\":\"17\",\"content\":\"\","
       "\"format\":\"\"}", NULL },
     { "{\"name\":\"ad.clicked\",\"payload\":{\"area\":\"a\",\"format\":\"f\","
@@ -1735,6 +1736,7 @@ full_state(kx_api_state_t *s)
     s->has_server_id = 1;
     memset(s->server_id, 0xab, KX_ID_LEN);
     s->created = 1772475611045ULL;
+    s->enabled = 1;
     s->init = 1;
     s->preload_timeout = 8000;
     s->report_errors = 1;
@@ -2213,7 +2215,7 @@ run_messages(void)
     kx_api_message_t  *m;
 
     static const char  body[] =
-        "{\"messages\":[{\"id\":1,\"role\":\"user\",\"content\":\"a\"},"
+        "{\"messages\":[{\"id\":\"1\",\"role\":\"user\",\"content\":\"a\"},"
         "{\"id\":\"b\",\"role\":\"assistant\",\"content\":\"\"}]}";
 
     return found(kx_api_read_messages(&m, &n, (unsigned char *) body,
@@ -2230,7 +2232,7 @@ run_event(void)
 
     static const char  body[] =
         "{\"name\":\"ad.viewed\",\"code\":\"a\",\"payload\":{\"id\":\"" BID
-        "\",\"messageId\":7,\"content\":\"c\",\"format\":\"f\"}}";
+        "\",\"messageId\":\"7\",\"content\":\"c\",\"format\":\"f\"}}";
 
     error = kx_api_read_event(&e, (unsigned char *) body, strlen(body),
                               &pool);

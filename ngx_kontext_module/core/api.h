@@ -119,17 +119,17 @@ int kx_options_apply(kx_ad_request_t *ar, const kx_str_t *options,
 /* POST sessions/{id}/messages */
 
 typedef struct {
-    kx_message_t         message;    /* created is 0 when it is not said */
+    kx_message_t         message;
+    unsigned             has_created;
     unsigned             track_only;
 } kx_api_message_t;
 
 /*
  * Reads one message {id, role, content, createdAt?, trackOnly?}, an array of
  * them, or {messages: [...], trackOnly?} where trackOnly is the default of
- * each.  An object with messages is the third of them.  id: 1 to
- * KX_API_MAX_MESSAGE_ID bytes, or a safe integer, which becomes its digits;
- * role: user or assistant; content: a string, also an empty one, cut after
- * KX_MAX_CONTENT bytes between two characters; createdAt: RFC 3339 (any
+ * each.  An object with messages is the third of them.  id: a string of 1 to
+ * KX_API_MAX_MESSAGE_ID bytes; role: user or assistant; content: a string,
+ * also an empty one, cut after KX_MAX_CONTENT bytes between two characters; createdAt: RFC 3339 (any
  * offset, fraction of a second) or ms since the epoch, of the years 1970 to
  * 9999, cut to ms.  Other members are let be.  *n is at least 1.  One message
  * that is bad, and none is taken.  NULL or the error.
@@ -197,6 +197,7 @@ typedef struct {
     unsigned char        server_id[KX_ID_LEN];
     uint64_t             created;    /* ms since the epoch */
     unsigned             disabled;
+    unsigned             enabled;    /* by /init */
     unsigned             init;       /* /init has answered */
     uint32_t             preload_timeout;        /* ms, 0: the default */
     unsigned             report_errors;
@@ -213,7 +214,7 @@ typedef struct {
  * "createdAt", "disabled", "preload", "flags": {"enabled", "preloadTimeout",
  * "reportErrors", "reportDebug", "init"}, the options, "messages": [{"id",
  * "role", "createdAt"}], "ads": {messageId: [...]}}, with each ad as in the
- * member "ads" of kx_protocol_member().  "enabled" is that it is not disabled.
+ * member "ads" of kx_protocol_member().  "enabled" is what /init said.
  * Options that are damaged are left out, ads that kx_protocol_member() does
  * not write too; of two with one message id the newer counts.  Empty: no
  * memory.

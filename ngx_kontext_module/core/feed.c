@@ -22,7 +22,7 @@ typedef struct {
 
 typedef struct {
     uint32_t          nbids;
-    uint32_t          spare;
+    uint32_t          seq;           /* of their turn */
     kx_session_bid_t  bids[KX_MAX_BIDS];
 } kx_feed_bids_t;
 
@@ -44,8 +44,7 @@ static kx_feed_e kx_feed_turn(kx_session_t *s, kx_root_t *root,
 static unsigned kx_feed_pair(kx_session_table_t *t, kx_session_t *s);
 static void kx_feed_assign(kx_session_table_t *t, kx_session_t *s,
     const kx_str_t *id);
-static void kx_feed_unassign(kx_session_table_t *t, kx_session_t *s,
-    const unsigned char bid[KX_ID_LEN]);
+static void kx_feed_unassign(kx_session_table_t *t, kx_session_t *s);
 static void kx_feed_drop_ad(kx_session_table_t *t, kx_session_t *s,
     const kx_str_t *id);
 static int kx_feed_ad_of(kx_session_table_t *t, kx_session_t *s,
@@ -154,7 +153,7 @@ kx_feed_message(kx_session_table_t *t, kx_session_t *s,
 
     memset(&head, 0, sizeof(kx_feed_head_t));
 
-    head.created = m->message.created ? m->message.created : wall;
+    head.created = m->has_created ? m->message.created : wall;
     head.len = (uint32_t) m->message.content.len;
     head.id_len = (uint16_t) m->message.id.len;
     head.role = (uint8_t) m->message.role;
@@ -292,7 +291,7 @@ kx_feed_repeat(kx_session_table_t *t, kx_session_t *s,
     switch (turn) {
 
     case KX_TURN_ASK:
-        return KX_FEED_ASK;
+        return KX_FEED_AGAIN;
 
     case KX_TURN_DISABLED:
         return KX_FEED_DISABLED;
@@ -426,10 +425,11 @@ kx_feed_assign(kx_session_table_t *t, kx_session_t *s, const kx_str_t *id)
     memset(&bids, 0, sizeof(kx_feed_bids_t));
 
     bids.nbids = s->nbids;
+    bids.seq = s->seq;
     memcpy(bids.bids, s->bids, s->nbids * sizeof(kx_session_bid_t));
 
     kx_feed_drop_ad(t, s, id);
-    kx_feed_unassign(t, s, s->bids[0].id);
+    kx_feed_unassign(t, s);
 
     while (root->lists[KX_ITEM_AD].count >= KX_MAX_MESSAGES) {
         kx_store_shift(t, s, KX_ITEM_AD);
@@ -443,11 +443,10 @@ kx_feed_assign(kx_session_table_t *t, kx_session_t *s, const kx_str_t *id)
 }
 
 
-/* an ad is shown once: with the answer that has replaced the other one */
+/* the ad of a turn is shown once: the new answer has replaced another one */
 
 static void
-kx_feed_unassign(kx_session_table_t *t, kx_session_t *s,
-    const unsigned char bid[KX_ID_LEN])
+kx_feed_unassign(kx_session_table_t *t, kx_session_t *s)
 {
     int              rc;
     kx_item_t        item;
@@ -457,9 +456,7 @@ kx_feed_unassign(kx_session_table_t *t, kx_session_t *s,
          rc == KX_OK;
          rc = kx_store_next(t, &item))
     {
-        if (kx_feed_read_bids(t, &item, &bids)
-            && memcmp(bids.bids[0].id, bid, KX_ID_LEN) == 0)
-        {
+        if (kx_feed_read_bids(t, &item, &bids) && bids.seq == s->seq) {
             kx_store_remove(t, s, KX_ITEM_AD, &item);
             return;
         }

@@ -33,6 +33,7 @@ typedef enum {
     KX_FEED_PAIRED,                  /* nor here: it got the ad */
     KX_FEED_ASK,                     /* a preload is due after the debounce */
     KX_FEED_REPEATED,                /* it is there already */
+    KX_FEED_AGAIN,                   /* so it is, and KX_FEED_ASK */
     KX_FEED_DISABLED,                /* it is stored, nothing may be asked */
     KX_FEED_NO_ROOM,
     KX_FEED_GONE                     /* never said here: no such session */

@@ -660,7 +660,8 @@ kx_protocol_regulatory(cJSON *body, const kx_regulatory_t *g)
         return KX_OK;
     }
 
-    sids = cJSON_CreateIntArray(g->gpp_sid, (int) g->ngpp_sid);
+    sids = g->ngpp_sid ? cJSON_CreateIntArray(g->gpp_sid, (int) g->ngpp_sid)
+                       : cJSON_CreateArray();
 
     if (!cJSON_AddItemToObject(regulatory, "gppSid", sids)) {
         cJSON_Delete(sids);

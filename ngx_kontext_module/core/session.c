@@ -350,6 +350,7 @@ kx_session_init_answer(kx_session_t *s, uint32_t seq,
 
         if (!a->enabled) {
             s->disabled = 1;
+            s->off = 1;
         }
 
         s->no_errors = !a->report_errors;

@@ -49,6 +49,7 @@ typedef struct {
     uint8_t         turn;            /* kx_turn_state_e */
     uint8_t         nbids;
     uint8_t         disabled:1;      /* by a preload or by /init */
+    uint8_t         off:1;           /* /init: enabled false */
     uint8_t         no_errors:1;     /* /init: reportErrors false */
     uint8_t         debug:1;         /* /init: reportDebug true */
     uint8_t         has_server_id:1;

@@ -98,7 +98,7 @@ kx_api_state_flags(cJSON *root, const kx_api_state_t *s)
 
     flags = cJSON_AddObjectToObject(root, "flags");
 
-    if (cJSON_AddBoolToObject(flags, "enabled", s->disabled == 0) == NULL
+    if (cJSON_AddBoolToObject(flags, "enabled", s->enabled != 0) == NULL
         || cJSON_AddNumberToObject(flags, "preloadTimeout", timeout) == NULL
         || cJSON_AddBoolToObject(flags, "reportErrors", s->report_errors != 0)
            == NULL

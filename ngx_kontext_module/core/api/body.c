@@ -8,8 +8,6 @@
 #include "body.h"
 #include "../hash.h"
 
-#include <stdio.h>
-
 
 #define KX_API_MAX_TEXT       1024   /* bytes of a short text of our own */
 #define KX_API_LINE_END_LEN   3      /* U+2028 and U+2029, as \u2028 6 */
@@ -81,28 +79,12 @@ kx_api_is_id(const char *s, size_t max)
 const kx_api_error_t *
 kx_api_message_id(kx_str_t *id, const cJSON *item, const kx_pool_t *pool)
 {
-    char         digits[32];
-    double       n;
     const char  *s;
 
-    if (cJSON_IsNumber(item)) {
-        n = item->valuedouble;
+    s = cJSON_GetStringValue(item);
 
-        if (!(n >= -KX_API_SAFE_INTEGER && n <= KX_API_SAFE_INTEGER)
-            || n != (double) (int64_t) n)
-        {
-            return &kx_api_bad_member;
-        }
-
-        s = digits;
-        snprintf(digits, sizeof(digits), "%lld", (long long) n);
-
-    } else {
-        s = cJSON_GetStringValue(item);
-
-        if (s == NULL || !kx_api_is_id(s, KX_API_MAX_MESSAGE_ID)) {
-            return &kx_api_bad_member;
-        }
+    if (s == NULL || !kx_api_is_id(s, KX_API_MAX_MESSAGE_ID)) {
+        return &kx_api_bad_member;
     }
 
     return kx_api_keep(id, s, strlen(s), pool);

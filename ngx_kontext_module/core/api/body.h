@@ -13,10 +13,6 @@
 #include "../tree.h"
 
 
-/* the largest integer that a number of JSON holds for sure, 2^53 - 1 */
-#define KX_API_SAFE_INTEGER  9007199254740991.0
-
-
 /*
  * Reads a body of at most max bytes into a tree, which the caller deletes
  * with cJSON_Delete(): any value, or an object.  NULL or the error; *root is
@@ -30,7 +26,7 @@ const kx_api_error_t *kx_api_parse_object(cJSON **root,
 /* Can a text of at most max bytes be an id?  None with U+FFFD in it can. */
 unsigned kx_api_is_id(const char *s, size_t max);
 
-/* Reads the id of a message: a string, or an integer.  NULL or the error. */
+/* Reads the id of a message, a string.  NULL or the error. */
 const kx_api_error_t *kx_api_message_id(kx_str_t *id, const cJSON *item,
     const kx_pool_t *pool);
 

@@ -23,7 +23,8 @@ static const kx_api_error_t *kx_api_content(kx_str_t *content,
     const cJSON *item, const kx_pool_t *pool);
 static const kx_api_error_t *kx_api_track_only(unsigned *track_only,
     const cJSON *item);
-static const kx_api_error_t *kx_api_created(uint64_t *ms, const cJSON *item);
+static const kx_api_error_t *kx_api_created(kx_api_message_t *m,
+    const cJSON *item);
 static int kx_api_time(int64_t *ms, const char *s);
 static const char *kx_api_date(int64_t *ms, const char *p);
 static const char *kx_api_clock(int64_t *ms, const char *p);
@@ -157,8 +158,7 @@ kx_api_message(kx_api_message_t *m, const cJSON *item, unsigned track_only,
     }
 
     if (error == NULL) {
-        error = kx_api_created(&m->message.created,
-                               kx_tree_get(item, "createdAt"));
+        error = kx_api_created(m, kx_tree_get(item, "createdAt"));
     }
 
     if (error == NULL) {
@@ -245,7 +245,7 @@ kx_api_track_only(unsigned *track_only, const cJSON *item)
 
 
 static const kx_api_error_t *
-kx_api_created(uint64_t *ms, const cJSON *item)
+kx_api_created(kx_api_message_t *m, const cJSON *item)
 {
     double       n;
     int64_t      when;
@@ -262,7 +262,8 @@ kx_api_created(uint64_t *ms, const cJSON *item)
             return &kx_api_bad_time;
         }
 
-        *ms = (uint64_t) n;
+        m->message.created = (uint64_t) n;
+        m->has_created = 1;
 
         return NULL;
     }
@@ -275,7 +276,8 @@ kx_api_created(uint64_t *ms, const cJSON *item)
         return &kx_api_bad_time;
     }
 
-    *ms = (uint64_t) when;
+    m->message.created = (uint64_t) when;
+    m->has_created = 1;
 
     return NULL;
 }
