@@ -319,6 +319,7 @@ typedef struct {
     uint64_t                           events;
     kx_turn_state_e                    state;
     uint32_t                           owner;
+    uint32_t                           init_owner; /* 0: it is not sent */
     ngx_uint_t                         has_server_id;
     u_char                             server_id[KX_ID_LEN];
 
@@ -727,10 +728,16 @@ ngx_int_t ngx_http_kontext_feed_view(ngx_http_kontext_zone_t *zone,
 ngx_int_t ngx_http_kontext_feed_set_options(ngx_http_kontext_zone_t *zone,
     ngx_http_kontext_sid_t *sid, uint32_t revision, ngx_str_t *options);
 
-/* Sets what belongs to the turn; KX_FEED_ASK: feed_start() is to follow. */
+/*
+ * Sets what belongs to the turn; KX_FEED_ASK: feed_start() is to follow.  dead
+ * is a worker that has died with the session's /init, or 0.
+ */
 kx_feed_e ngx_http_kontext_feed_message(ngx_http_kontext_zone_t *zone,
     ngx_http_kontext_sid_t *sid, kx_api_message_t *m, u_char *digest,
-    ngx_http_kontext_turn_t *turn, ngx_uint_t *init);
+    ngx_http_kontext_turn_t *turn, uint32_t dead, ngx_uint_t *init);
+
+/* Has this worker died? */
+ngx_uint_t ngx_http_kontext_feed_dead(uint32_t pid);
 
 /*
  * Sends the preload of a turn after a delay (ms), unless a newer one has come

@@ -728,6 +728,8 @@ ngx_http_kontext_api_patch(ngx_http_request_t *r, ngx_http_kontext_api_t *api)
         return ngx_http_kontext_api_error(r, api, e);
     }
 
+    ngx_http_kontext_api_orphan(r, api);
+
     if (ngx_http_kontext_api_request(r, api, &ar) == NGX_OK) {
         ngx_http_kontext_debug(r, &api->view->turn, &ar,
                                "Session: options-updated", "{}");
@@ -775,6 +777,7 @@ ngx_http_kontext_api_messages(ngx_http_request_t *r,
     char                      data[NGX_INT_T_LEN + 64], *preload;
     u_char                    digest[KX_ID_LEN], *p;
     unsigned                  i, n;
+    uint32_t                  dead;
     kx_feed_e                 rc;
     ngx_str_t                 body;
     ngx_uint_t                accepted, repeated, ask, init, any;
@@ -804,6 +807,10 @@ ngx_http_kontext_api_messages(ngx_http_request_t *r,
         return NGX_HTTP_INTERNAL_SERVER_ERROR;
     }
 
+    ngx_http_kontext_api_orphan(r, api);
+
+    dead = ngx_http_kontext_feed_dead(view->init_owner) ? view->init_owner : 0;
+
     turn = &view->turn;
     preload = "none";
     asked = NULL;
@@ -821,7 +828,7 @@ ngx_http_kontext_api_messages(ngx_http_request_t *r,
                                  &m->message.id);
 
         rc = ngx_http_kontext_feed_message(api->zone, &api->sid, m, digest,
-                                           turn, &init);
+                                           turn, dead, &init);
 
         switch (rc) {
 
@@ -1051,6 +1058,8 @@ ngx_http_kontext_api_report(ngx_http_request_t *r,
     if (e) {
         return ngx_http_kontext_api_error(r, api, e);
     }
+
+    ngx_http_kontext_api_orphan(r, api);
 
     revenue = -1;
 

@@ -69,14 +69,11 @@ ngx_http_kontext_feed_open(ngx_http_kontext_turn_t *turn, ngx_str_t *user,
     } else {
         rc = NGX_OK;
 
-        kx_session_table_change(table, ks);
-
         *init = !ks->disabled
-                && kx_session_init_claim(ks, now,
-                                         NGX_HTTP_KONTEXT_CALLS_TIMEOUT)
+                && kx_feed_init_claim(table, ks, now,
+                                      NGX_HTTP_KONTEXT_CALLS_TIMEOUT,
+                                      (uint32_t) ngx_pid, 0)
                    == KX_OK;
-
-        kx_session_table_changed(table, ks);
 
         ngx_http_kontext_feed_read(zone, ks, view);
     }
@@ -152,6 +149,7 @@ ngx_http_kontext_feed_read(ngx_http_kontext_zone_t *zone, kx_session_t *ks,
     view->state = ks->turn;
     view->failed = (ks->turn == KX_TURN_NONE && ks->code[0]);
     view->owner = root->owner;
+    view->init_owner = (ks->init == KX_INIT_SENT) ? root->init_owner : 0;
     view->track_only = root->track_only;
     view->events = root->events;
 
@@ -199,7 +197,7 @@ ngx_http_kontext_feed_set_options(ngx_http_kontext_zone_t *zone,
 kx_feed_e
 ngx_http_kontext_feed_message(ngx_http_kontext_zone_t *zone,
     ngx_http_kontext_sid_t *sid, kx_api_message_t *m, u_char *digest,
-    ngx_http_kontext_turn_t *turn, ngx_uint_t *init)
+    ngx_http_kontext_turn_t *turn, uint32_t dead, ngx_uint_t *init)
 {
     uint64_t       now;
     kx_feed_e      rc;
@@ -222,15 +220,12 @@ ngx_http_kontext_feed_message(ngx_http_kontext_zone_t *zone,
 
     if (rc == KX_FEED_ASK || rc == KX_FEED_AGAIN) {
 
-        /* the first one may have failed, protocol.md 2 */
+        /* the first one may have failed, or have died with its worker */
 
-        kx_session_table_change(zone->table, ks);
-
-        *init = kx_session_init_claim(ks, now,
-                                      NGX_HTTP_KONTEXT_CALLS_TIMEOUT)
+        *init = kx_feed_init_claim(zone->table, ks, now,
+                                   NGX_HTTP_KONTEXT_CALLS_TIMEOUT,
+                                   (uint32_t) ngx_pid, dead)
                 == KX_OK;
-
-        kx_session_table_changed(zone->table, ks);
     }
 
     turn->seq = ks->seq;
@@ -492,10 +487,8 @@ ngx_http_kontext_feed_orphan(ngx_http_kontext_view_t *view)
     int            rc;
     kx_session_t  *ks;
 
-    if (view->state != KX_TURN_PENDING || view->owner == 0
-        || view->owner == (uint32_t) ngx_pid
-        || kill((ngx_pid_t) view->owner, 0) == 0
-        || ngx_errno != NGX_ESRCH)
+    if (view->state != KX_TURN_PENDING
+        || !ngx_http_kontext_feed_dead(view->owner))
     {
         return NGX_DECLINED;
     }
@@ -509,4 +502,12 @@ ngx_http_kontext_feed_orphan(ngx_http_kontext_view_t *view)
     ngx_http_kontext_zone_leave(view->turn.zone);
 
     return (rc == KX_OK) ? NGX_OK : NGX_DECLINED;
+}
+
+
+ngx_uint_t
+ngx_http_kontext_feed_dead(uint32_t pid)
+{
+    return pid && pid != (uint32_t) ngx_pid
+           && kill((ngx_pid_t) pid, 0) == -1 && ngx_errno == NGX_ESRCH;
 }

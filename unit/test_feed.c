@@ -211,6 +211,7 @@ say_long(kx_role_e role, const kx_str_t *id, const kx_str_t *content,
     m.message.id = *id;
     m.message.content = *content;
     m.message.created = created;
+    m.has_created = created != 0;
     m.track_only = track_only;
 
     make_digest(digest, id);
@@ -926,7 +927,7 @@ test_repeated_after_a_failure(void **state)
     answered(seq, answer(KX_AD_ERROR));
 
     now += 100;
-    assert_int_equal(user("u1"), KX_FEED_ASK);
+    assert_int_equal(user("u1"), KX_FEED_AGAIN);
     assert_int_not_equal(s->seq, seq);
     assert_int_equal(root->due, now + 10);
     assert_int_equal(root->trigger, 1);
@@ -935,7 +936,7 @@ test_repeated_after_a_failure(void **state)
     /* it was given up */
 
     kx_session_cancel(s, s->seq);
-    assert_int_equal(user("u1"), KX_FEED_ASK);
+    assert_int_equal(user("u1"), KX_FEED_AGAIN);
 
     /* nobody has heard of it for too long */
 
@@ -943,7 +944,7 @@ test_repeated_after_a_failure(void **state)
     now += TIMEOUT - 1;
     assert_int_equal(user("u1"), KX_FEED_REPEATED);
     now++;
-    assert_int_equal(user("u1"), KX_FEED_ASK);
+    assert_int_equal(user("u1"), KX_FEED_AGAIN);
     assert_int_not_equal(s->seq, seq);
 
     assert_int_equal(answered(seq, filled(1, 'a')), KX_DECLINED);

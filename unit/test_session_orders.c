@@ -299,7 +299,8 @@ model_again(model_t *m, unsigned track_only)
     }
 
     if (m->preload == NOTHING || track_only) {
-        return model_ask(m, track_only);
+        (void) model_ask(m, track_only);
+        return KX_FEED_AGAIN;
     }
 
     if (m->preload == FILLED) {
@@ -552,7 +553,7 @@ code_asked(const model_t *m, int rc)
 {
     unsigned  i;
 
-    if (rc == KX_FEED_ASK) {
+    if (rc == KX_FEED_ASK || rc == KX_FEED_AGAIN) {
 
         for (i = 1; i < m->ncalls; i++) {
             check(seqs[i] != s->seq);

@@ -129,10 +129,11 @@ typedef struct {
  * them, or {messages: [...], trackOnly?} where trackOnly is the default of
  * each.  An object with messages is the third of them.  id: a string of 1 to
  * KX_API_MAX_MESSAGE_ID bytes; role: user or assistant; content: a string,
- * also an empty one, cut after KX_MAX_CONTENT bytes between two characters; createdAt: RFC 3339 (any
- * offset, fraction of a second) or ms since the epoch, of the years 1970 to
- * 9999, cut to ms.  Other members are let be.  *n is at least 1.  One message
- * that is bad, and none is taken.  NULL or the error.
+ * also an empty one, cut after KX_MAX_CONTENT bytes between two characters;
+ * createdAt: RFC 3339 (any offset, fraction of a second) or ms since the
+ * epoch, of the years 1970 to 9999, cut to ms.  Other members are let be.  *n
+ * is at least 1.  One message that is bad, and none is taken.  NULL or the
+ * error.
  */
 const kx_api_error_t *kx_api_read_messages(kx_api_message_t **messages,
     unsigned *n, const unsigned char *body, size_t len,

@@ -715,6 +715,37 @@ kx_feed_take(kx_session_table_t *t, kx_session_t *s, uint32_t seq,
 
 
 int
+kx_feed_init_claim(kx_session_table_t *t, kx_session_t *s, uint64_t now,
+    uint32_t timeout, uint32_t pid, uint32_t dead)
+{
+    int         rc;
+    kx_root_t  *root;
+
+    root = kx_store_root(t, s);
+
+    if (root == NULL) {
+        return KX_DECLINED;
+    }
+
+    kx_session_table_change(t, s);
+
+    if (dead && root->init_owner == dead) {
+        kx_session_init_cancel(s, s->init_seq);
+    }
+
+    rc = kx_session_init_claim(s, now, timeout);
+
+    if (rc == KX_OK) {
+        root->init_owner = pid;
+    }
+
+    kx_session_table_changed(t, s);
+
+    return rc;
+}
+
+
+int
 kx_feed_ad(kx_session_table_t *t, kx_session_t *s, const kx_str_t *id,
     const kx_str_t *placements, unsigned nplacements, kx_feed_ad_t *ad)
 {

@@ -126,6 +126,13 @@ int kx_feed_assistant(kx_session_table_t *t, kx_session_t *s, uint32_t seq,
 int kx_feed_take(kx_session_table_t *t, kx_session_t *s, uint32_t seq,
     uint32_t from, uint32_t to);
 
+/*
+ * Claims the /init of a session, as kx_session_init_claim(), for the process
+ * pid.  dead is one that has died, or 0: what it had under way is lost.
+ */
+int kx_feed_init_claim(kx_session_table_t *t, kx_session_t *s, uint64_t now,
+    uint32_t timeout, uint32_t pid, uint32_t dead);
+
 /* The ad of a message.  KX_OK or KX_DECLINED; ad->id is id. */
 int kx_feed_ad(kx_session_table_t *t, kx_session_t *s, const kx_str_t *id,
     const kx_str_t *placements, unsigned nplacements, kx_feed_ad_t *ad);

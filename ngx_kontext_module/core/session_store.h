@@ -82,8 +82,9 @@ typedef struct {
     uint64_t        due;             /* ... is to be asked for at this "now" */
     uint32_t        owner;           /* pid of who does or did so, or 0 */
     uint32_t        revision;        /* grows with each change of options */
+    uint32_t        init_owner;      /* pid of who sends /init, or 0 */
     uint8_t         track_only;      /* of the trigger */
-    uint8_t         spare[7];
+    uint8_t         spare[3];
 } kx_root_t;
 
 
