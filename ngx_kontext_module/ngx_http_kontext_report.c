@@ -23,11 +23,12 @@ typedef struct {
     ngx_uint_t       hash;
     ngx_msec_t       time;
     ngx_uint_t       count;                /* that were not reported since */
+    ngx_uint_t       sent;
 } ngx_http_kontext_report_kind_t;
 
 
-static ngx_uint_t ngx_http_kontext_report_same(const char *error,
-    const char *stack, ngx_uint_t *count);
+static ngx_http_kontext_report_kind_t *ngx_http_kontext_report_kind(
+    const char *error, const char *stack);
 static ngx_int_t ngx_http_kontext_report_admit(ngx_http_request_t *r);
 static void ngx_http_kontext_report_send(ngx_http_request_t *r,
     ngx_http_kontext_loc_conf_t *klcf, ngx_http_kontext_call_e kind,
@@ -46,27 +47,35 @@ void
 ngx_http_kontext_report(ngx_http_request_t *r, ngx_http_kontext_turn_t *turn,
     kx_ad_request_t *ar, const char *error, const char *stack)
 {
-    char        *body, text[256];
-    size_t       len;
-    ngx_uint_t   count;
+    char                            *body, text[256];
+    size_t                           len;
+    ngx_http_kontext_report_kind_t  *kind;
 
     if (turn->no_errors) {
         return;
     }
 
-    if (ngx_http_kontext_report_same(error, stack, &count)
+    kind = ngx_http_kontext_report_kind(error, stack);
+
+    if ((kind->sent
+         && ngx_current_msec - kind->time < NGX_HTTP_KONTEXT_REPORT_SAME)
         || ngx_http_kontext_report_admit(r) != NGX_OK)
     {
+        kind->count++;
         (void) ngx_atomic_fetch_add(turn->zone->reports_dropped, 1);
         return;
     }
 
-    if (count) {
+    if (kind->count) {
         *ngx_snprintf((u_char *) text, sizeof(text) - 1,
                       "%s (and %ui times more since the last report)",
-                      error, count) = '\0';
+                      error, kind->count) = '\0';
         error = text;
     }
+
+    kind->sent = 1;
+    kind->time = ngx_current_msec;
+    kind->count = 0;
 
     body = kx_protocol_error_report(ar, error, stack, NULL, &len);
 
@@ -101,11 +110,10 @@ ngx_http_kontext_debug(ngx_http_request_t *r, ngx_http_kontext_turn_t *turn,
 }
 
 
-/* 1: the same was reported a moment ago; count: how often it was not since */
+/* what is known of a failure: if there is no place, the oldest is forgotten */
 
-static ngx_uint_t
-ngx_http_kontext_report_same(const char *error, const char *stack,
-    ngx_uint_t *count)
+static ngx_http_kontext_report_kind_t *
+ngx_http_kontext_report_kind(const char *error, const char *stack)
 {
     ngx_uint_t                       hash, i;
     ngx_http_kontext_report_kind_t  *kind, *oldest;
@@ -118,35 +126,21 @@ ngx_http_kontext_report_same(const char *error, const char *stack,
     for (i = 0; i < NGX_HTTP_KONTEXT_REPORT_KINDS; i++) {
         kind = &ngx_http_kontext_report_kinds[i];
 
-        if (kind->hash != hash) {
-
-            if ((ngx_msec_int_t) (kind->time - oldest->time) < 0) {
-                oldest = kind;
-            }
-
-            continue;
+        if (kind->hash == hash) {
+            return kind;
         }
 
-        if (ngx_current_msec - kind->time < NGX_HTTP_KONTEXT_REPORT_SAME) {
-            kind->count++;
-            return 1;
+        if ((ngx_msec_int_t) (kind->time - oldest->time) < 0) {
+            oldest = kind;
         }
-
-        *count = kind->count;
-
-        kind->time = ngx_current_msec;
-        kind->count = 0;
-
-        return 0;
     }
-
-    *count = 0;
 
     oldest->hash = hash;
     oldest->time = ngx_current_msec;
     oldest->count = 0;
+    oldest->sent = 0;
 
-    return 0;
+    return oldest;
 }
 
 
