@@ -72,7 +72,7 @@ function keep(dir, command, ...args) {
 }
 
 
-async function startAds(dir) {
+export async function startAds(dir) {
     const ads = keep(dir, 'perl', join(root, 'demo/ad-server.pl'), '0', '0');
 
     for await (const line of createInterface({ input: ads.child.stdout })) {
@@ -148,7 +148,7 @@ async function wait(nginx, dir, port) {
 
 // config(port, ...) is the main and the http context's
 
-async function startNginx(dir, ports, config) {
+export async function startNginx(dir, ports, config) {
     for (let tries = 0; tries < START_TRIES; tries++) {
         const taken = Array.from({ length: ports }, anyPort);
         const { main, http } = config(...taken);
@@ -259,7 +259,7 @@ function withModule(module, dir, backend, ads) {
 }
 
 
-export async function startStack() {
+export function findModule() {
     const module = resolve(process.env.KONTEXT_MODULE
                            || join(root, 'build/ngx_http_kontext_module.so'));
 
@@ -267,6 +267,22 @@ export async function startStack() {
         throw new Error(`there is no ${module}`);
     }
 
+    return module;
+}
+
+
+// what a sound run does not leave behind
+
+export async function complaints(nginx) {
+    const log = await text(join(nginx.dir, 'error.log')) + nginx.errors();
+
+    return log.split('\n').filter(line =>
+        /\[(alert|emerg|crit|error)\]|Sanitizer|exited on signal/.test(line));
+}
+
+
+export async function startStack() {
+    const module = findModule();
     const dir = await mkdtemp(join(tmpdir(), 'kontext-clients-'));
     const started = [];
 
@@ -324,16 +340,7 @@ export async function startStack() {
                 throw new Error(`nginx has no log of ${run}`);
             },
 
-            // what a sound run does not leave behind
-
-            complaints: async () => {
-                const log = await text(`${dir}/module/error.log`)
-                            + nginx.errors();
-
-                return log.split('\n').filter(line =>
-                    /\[(alert|emerg|crit|error)\]|Sanitizer|exited on signal/
-                    .test(line));
-            },
+            complaints: () => complaints(nginx),
         };
 
     } catch (error) {
