@@ -12,8 +12,6 @@ use Kontext::Test;
 use ApiSite;
 use EventStream;
 
-use Socket qw(SOL_SOCKET SO_RCVBUF);
-
 my $YES = JSON::PP::true();
 my $NO = JSON::PP::false();
 my $SESSION = '0d5c1f2e-8a47-4b6b-9c3e-6f1d20b7a913';
@@ -1045,8 +1043,8 @@ is(ids($stream->events), join(' ', 1 .. $last),
 $site->stop_ok;
 
 
-# Readers that do not read.  The kernel takes little, so that nginx has to
-# keep what is left, or not to.
+# Readers that do not read.  The kernel takes some hundred kilobytes, and nginx
+# has to keep what is left, or not to.
 
 sub memory_of {
     my ($pid) = @_;
@@ -1067,8 +1065,6 @@ sub memory_of {
         mark($id, 'event ' . ++$n . " $text", site => $slow,
              client => $poster) foreach 1 .. $_[0];
     };
-
-    setsockopt($c->{fh}, SOL_SOCKET, SO_RCVBUF, 4096) or die $!;
 
     my $stream = stream($id, site => $slow, client => $c);
 
@@ -1108,7 +1104,7 @@ sub memory_of {
     is($wrong, 0, 'a slow reader: what has come, and what it was told is '
                   . 'lost, make all of them');
     is($at, $n, 'a slow reader: up to the last');
-    cmp_ok($lost, '>', $n - 100, 'a slow reader: most are lost');
+    cmp_ok($lost, '>', $n / 2, 'a slow reader: most are lost');
 
     # and on, with no loss
 
@@ -1153,14 +1149,9 @@ sub memory_of {
 
     # many at once, and nobody reads: they end all the same
 
-    my @streams = map {
-        my $c = $slow->nginx->client;
+    my @streams = map { stream($id, site => $slow, last => $n) } 1 .. 4;
 
-        setsockopt($c->{fh}, SOL_SOCKET, SO_RCVBUF, 4096) or die $!;
-        stream($id, site => $slow, client => $c, last => $n);
-    } 1 .. 8;
-
-    $more->(60);
+    $more->(200);
     $slow->close($id);
     is(($_->wait_end)[-1]{event}, 'session.closed',
        'a slow reader: told of the end') foreach @streams;
