@@ -1147,14 +1147,26 @@ sub memory_of {
         $stream->close;
     }
 
-    # many at once, and nobody reads: they end all the same
+    # many at once, and nobody reads: they end all the same, and who has not
+    # had everything is told
 
     my @streams = map { stream($id, site => $slow, last => $n) } 1 .. 4;
+    my $from = $n;
 
     $more->(200);
     $slow->close($id);
-    is(($_->wait_end)[-1]{event}, 'session.closed',
-       'a slow reader: told of the end') foreach @streams;
+
+    foreach my $stream (@streams) {
+        my @events = $stream->wait_end;
+        my $n = $from;
+
+        is($events[-1]{event}, 'session.closed',
+           'a slow reader: told of the end');
+        $n += defined $_->{id} ? 1 : $_->{payload}{count} // 0
+            foreach @events;
+        is($n, $from + 200,
+           'a slow reader: what has come and what is lost is all there was');
+    }
 
     $slow->stop_ok;
 }
@@ -1183,10 +1195,17 @@ CONF
 }
 
 {
-    my $small = ApiSite->new(http => 'kontext_zone kontext:32k;');
+    my $small = ApiSite->new(
+        http   => 'kontext_zone kontext:32k;',
+        server => <<'CONF',
+        location /ping/ {
+            kontext_api ping=200ms;
+            kontext_publisher_token acme-dev;
+        }
+CONF
+    );
     my $id = $small->session;
-    my $c = $small->nginx->client;
-    my $stream = stream($id, site => $small);
+    my $stream = stream($id, site => $small, api => '/ping');
     my $n = 0;
 
     mark($id, 'event 1', site => $small);
@@ -1194,8 +1213,7 @@ CONF
 
     wait_until('the zone to be full', sub {
         my $res = $small->create({ userId => "u-$n",
-                                   conversationId => 'other-' . $n++ },
-                                 client => $c);
+                                   conversationId => 'other-' . $n++ });
 
         is($res->status, 201, "session $n") if $res->status != 201;
 

@@ -438,6 +438,36 @@ foreach my $workers (1, 2, 4) {
 }
 
 
+# an event, and the end right behind it: nobody misses the event
+
+{
+    my $site = site(2);
+    my @pids = workers($site);
+    my %seen;
+
+    foreach my $round (1 .. 20) {
+        my $id = $site->session;
+        my @streams = map { stream($site, $id, client_of($site, $_)) }
+                          @pids, @pids;
+        my $c = client_of($site, $pids[$round % 2]);
+
+        $site->start(POST => "sessions/$id/events", {
+            name => 'ad.error', payload => { errCode => 'x',
+                                             message => 'y' } }, client => $c);
+        $site->start(DELETE => "sessions/$id", undef, client => $c);
+
+        is($c->read_response->status . ' ' . $c->read_response->status,
+           '202 204', 'an event and the end of its session');
+        $seen{join(' ', map { $_->{event} } $_->wait_end($AT_ONCE))}++
+            foreach @streams;
+    }
+
+    is_deeply(\%seen, { 'ad.error session.closed' => 80 },
+              'an event and the end: both are told, in any worker');
+    stop_ok($site, 'an event and the end');
+}
+
+
 # chats, and calls for the same session
 
 {
