@@ -279,7 +279,8 @@ ngx_http_kontext_ask_tell(ngx_http_kontext_call_t *call,
     (void) ngx_sprintf((u_char *) data, "{\"reason\":\"%s\"}%Z", a->code);
 
     ngx_http_kontext_debug(call->request, &ask->turn, &ask->who,
-                           call->track_only
+                           (call->track_only && a->outcome == KX_AD_NO_FILL
+                            && ngx_strcmp(a->code, "track_only") == 0)
                            ? "Session: preload-track-only-skip-bids"
                            : "Session: preload-failure", data);
 
@@ -334,6 +335,21 @@ static void
 ngx_http_kontext_ask_news(ngx_http_kontext_watch_t *watch)
 {
     ngx_http_kontext_ask_t *ask = watch->data;
+
+    ngx_http_kontext_turn_t  turn;
+
+    if (ngx_exiting && ask->ctx == NULL
+        && ask->call->kind == NGX_HTTP_KONTEXT_CALL_INIT)
+    {
+        /* the next turn asks again, and in a worker that stays */
+
+        turn = ask->turn;
+
+        ngx_http_kontext_ask_cancel(ask);
+        ngx_http_kontext_session_init_cancel(&turn);
+
+        return;
+    }
 
     switch (ngx_http_kontext_session_look(&ask->turn, NULL)) {
 

@@ -12,6 +12,9 @@
 #include <signal.h>
 
 
+#define NGX_HTTP_KONTEXT_ENDS  1024      /* of this worker */
+
+
 /* a preload that is due after the debounce, in a detached request's pool */
 
 typedef struct {
@@ -24,12 +27,27 @@ typedef struct {
 } ngx_http_kontext_feed_t;
 
 
+/* a session that is closed when its listeners have had time to read */
+
+typedef struct {
+    ngx_event_t                   timer;
+    ngx_http_kontext_zone_t      *zone;
+    ngx_http_kontext_sid_t        sid;
+} ngx_http_kontext_end_t;
+
+
 static kx_session_t *ngx_http_kontext_feed_lock(ngx_http_kontext_zone_t *zone,
     ngx_http_kontext_sid_t *sid);
 static void ngx_http_kontext_feed_read(ngx_http_kontext_zone_t *zone,
     kx_session_t *ks, ngx_http_kontext_view_t *view);
+static ngx_int_t ngx_http_kontext_feed_later(ngx_http_kontext_zone_t *zone,
+    ngx_http_kontext_sid_t *sid);
+static void ngx_http_kontext_feed_end(ngx_event_t *ev);
 static void ngx_http_kontext_feed_timer(ngx_event_t *ev);
 static void ngx_http_kontext_feed_send(ngx_http_kontext_feed_t *feed);
+
+
+static ngx_uint_t  ngx_http_kontext_ends;
 
 
 ngx_int_t
@@ -308,8 +326,12 @@ ngx_http_kontext_feed_events(ngx_http_kontext_zone_t *zone,
     ngx_http_kontext_sid_t *sid, uint64_t after, kx_feed_event_t *events,
     ngx_uint_t *n, u_char *buf, size_t size, uint64_t *lost)
 {
-    uint64_t       now;
+    uint64_t       now, idle;
+    ngx_uint_t     max;
     kx_session_t  *ks;
+
+    max = *n;
+    *n = 0;
 
     now = ngx_http_kontext_now();
 
@@ -317,20 +339,29 @@ ngx_http_kontext_feed_events(ngx_http_kontext_zone_t *zone,
 
     ks = kx_store_peek(zone->table, sid->root, sid->id);
 
-    if (ks && now > ks->used && now - ks->used > zone->idle) {
-        kx_session_table_close(zone->table, ks);
-        zone->table->expired++;
-        ks = NULL;
-    }
-
     if (ks) {
-        *n = kx_feed_events(zone->table, ks, after, events, *n, buf, size,
+        *n = kx_feed_events(zone->table, ks, after, events, max, buf, size,
                             lost);
+
+        idle = zone->idle;
+
+        if (ks->closing) {
+            idle = ngx_min(idle, KX_SESSION_CLOSING);
+        }
+
+        if (now > ks->used && now - ks->used > idle) {
+            kx_session_table_close(zone->table, ks);
+            zone->table->expired++;
+            ks = NULL;
+
+        } else if (ks->closing && *n == 0) {
+            ks = NULL;
+        }
     }
 
     ngx_http_kontext_zone_leave(zone);
 
-    return ks ? NGX_OK : NGX_DECLINED;
+    return (ks || *n) ? NGX_OK : NGX_DECLINED;
 }
 
 
@@ -338,19 +369,90 @@ ngx_int_t
 ngx_http_kontext_feed_close(ngx_http_kontext_zone_t *zone,
     ngx_http_kontext_sid_t *sid, u_char *key)
 {
+    ngx_uint_t     closing;
     kx_session_t  *ks;
+
+    closing = 0;
 
     ks = ngx_http_kontext_feed_lock(zone, sid);
 
     if (ks) {
-        kx_session_table_close(zone->table, ks);
+        kx_feed_end(zone->table, ks);
+        closing = ks->live && ks->closing;
     }
 
     ngx_http_kontext_zone_leave(zone);
 
+    if (closing && ngx_http_kontext_feed_later(zone, sid) != NGX_OK) {
+        ngx_http_kontext_zone_enter(zone);
+
+        ks = kx_store_peek(zone->table, sid->root, sid->id);
+
+        if (ks) {
+            kx_session_table_close(zone->table, ks);
+        }
+
+        ngx_http_kontext_zone_leave(zone);
+    }
+
     (void) ngx_http_kontext_touch(zone, key);
 
     return ks ? NGX_OK : NGX_DECLINED;
+}
+
+
+static ngx_int_t
+ngx_http_kontext_feed_later(ngx_http_kontext_zone_t *zone,
+    ngx_http_kontext_sid_t *sid)
+{
+    ngx_http_kontext_end_t  *end;
+
+    if (ngx_http_kontext_ends >= NGX_HTTP_KONTEXT_ENDS) {
+        return NGX_DECLINED;
+    }
+
+    end = ngx_calloc(sizeof(ngx_http_kontext_end_t), ngx_cycle->log);
+    if (end == NULL) {
+        return NGX_DECLINED;
+    }
+
+    end->zone = zone;
+    end->sid = *sid;
+
+    end->timer.handler = ngx_http_kontext_feed_end;
+    end->timer.data = end;
+    end->timer.log = ngx_cycle->log;
+    end->timer.cancelable = 1;
+
+    ngx_add_timer(&end->timer, KX_SESSION_CLOSING);
+
+    ngx_http_kontext_ends++;
+
+    return NGX_OK;
+}
+
+
+static void
+ngx_http_kontext_feed_end(ngx_event_t *ev)
+{
+    kx_session_t            *ks;
+    ngx_http_kontext_end_t  *end;
+
+    end = ev->data;
+
+    ngx_http_kontext_zone_enter(end->zone);
+
+    ks = kx_store_peek(end->zone->table, end->sid.root, end->sid.id);
+
+    if (ks) {
+        kx_session_table_close(end->zone->table, ks);
+    }
+
+    ngx_http_kontext_zone_leave(end->zone);
+
+    ngx_http_kontext_ends--;
+
+    ngx_free(end);
 }
 
 

@@ -1807,6 +1807,88 @@ test_closed_with_its_store(void **state)
 
 
 static void
+test_end(void **state)
+{
+    unsigned       created;
+    kx_str_t       data;
+    uint32_t       block;
+    kx_session_t  *other;
+    unsigned char  key[KX_ID_LEN], secret_id[KX_ID_LEN];
+
+    open_one(1);
+    data = str("{\"name\":\"ad.viewed\"}");
+
+    user("u1");
+    answered(s->seq, filled(1, 'a'));
+    assistant("a1");
+    assert_int_equal(kx_feed_event(t, s, &data), 1);
+
+    block = s->root;
+    memcpy(secret_id, kx_store_root(t, s)->id, KX_ID_LEN);
+    memcpy(key, s->key, KX_ID_LEN);
+
+    kx_feed_end(t, s);
+    verify();
+
+    /* what is left are its events, and for listeners only */
+
+    assert_null(kx_session_table_find(t, key, now, IDLE));
+    assert_null(kx_store_find(t, block, secret_id, now, IDLE));
+    assert_ptr_equal(kx_store_peek(t, block, secret_id), s);
+    assert_int_equal(all_events(0), 1);
+    assert_int_equal(all_messages(), 0);
+    assert_int_equal(all_ads(), 0);
+    assert_int_equal(kx_store_root(t, s)->blocks, 2);
+
+    /* another one takes its place */
+
+    other = kx_session_table_open(t, key, s->user, now, WALL, IDLE, &created);
+    assert_non_null(other);
+    assert_true(created);
+    assert_null(kx_store_peek(t, block, secret_id));
+    verify();
+
+    /* without events, or without a root, there is nothing to keep */
+
+    s = other;
+    kx_feed_end(t, s);
+    assert_null(kx_session_table_find(t, key, now, IDLE));
+    verify();
+}
+
+
+static void
+test_end_takes_its_time(void **state)
+{
+    kx_str_t       data;
+    uint32_t       block;
+    kx_session_t  *one;
+    unsigned char  secret_id[KX_ID_LEN];
+
+    open_one(1);
+    data = str("{\"name\":\"ad.viewed\"}");
+    assert_int_equal(kx_feed_event(t, s, &data), 1);
+
+    one = s;
+    block = s->root;
+    memcpy(secret_id, kx_store_root(t, s)->id, KX_ID_LEN);
+
+    kx_feed_end(t, s);
+
+    /* when a new one comes, what has been closing for long enough goes */
+
+    now += KX_SESSION_CLOSING;
+    open_one(2);
+    assert_ptr_equal(kx_store_peek(t, block, secret_id), one);
+
+    now++;
+    open_one(3);
+    assert_null(kx_store_peek(t, block, secret_id));
+    verify();
+}
+
+
+static void
 test_room_of_others(void **state)
 {
     unsigned       i;
@@ -2144,6 +2226,9 @@ main(void)
         cmocka_unit_test_setup_teardown(test_without_a_root, setup_traffic,
                                         teardown),
         cmocka_unit_test_setup_teardown(test_closed_with_its_store, setup,
+                                        teardown),
+        cmocka_unit_test_setup_teardown(test_end, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_end_takes_its_time, setup,
                                         teardown),
         cmocka_unit_test_setup_teardown(test_room_of_others, setup,
                                         teardown),

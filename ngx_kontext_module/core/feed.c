@@ -745,6 +745,38 @@ kx_feed_init_claim(kx_session_table_t *t, kx_session_t *s, uint64_t now,
 }
 
 
+void
+kx_feed_end(kx_session_table_t *t, kx_session_t *s)
+{
+    unsigned    i;
+    kx_root_t  *root;
+
+    static const kx_item_kind_e  kinds[] = {
+        KX_ITEM_OPTIONS, KX_ITEM_MESSAGE, KX_ITEM_AD, KX_ITEM_IDENTITY
+    };
+
+    root = kx_store_root(t, s);
+
+    if (root == NULL || root->lists[KX_ITEM_EVENT].count == 0) {
+        kx_session_table_close(t, s);
+        return;
+    }
+
+    kx_session_table_change(t, s);
+
+    for (i = 0; i < sizeof(kinds) / sizeof(kinds[0]); i++) {
+        while (root->lists[kinds[i]].count) {
+            kx_store_shift(t, s, kinds[i]);
+        }
+    }
+
+    kx_session_cancel(s, s->seq);
+    s->closing = 1;
+
+    kx_session_table_changed(t, s);
+}
+
+
 int
 kx_feed_ad(kx_session_table_t *t, kx_session_t *s, const kx_str_t *id,
     const kx_str_t *placements, unsigned nplacements, kx_feed_ad_t *ad)

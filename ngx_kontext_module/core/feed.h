@@ -133,6 +133,14 @@ int kx_feed_take(kx_session_table_t *t, kx_session_t *s, uint32_t seq,
 int kx_feed_init_claim(kx_session_table_t *t, kx_session_t *s, uint64_t now,
     uint32_t timeout, uint32_t pid, uint32_t dead);
 
+/*
+ * Ends a session but for its events, which listeners may not have read yet:
+ * it is not found any more, but by kx_store_peek(), and makes room for another
+ * one of the same key.  The caller closes it KX_SESSION_CLOSING ms later; one
+ * without events is closed at once.
+ */
+void kx_feed_end(kx_session_table_t *t, kx_session_t *s);
+
 /* The ad of a message.  KX_OK or KX_DECLINED; ad->id is id. */
 int kx_feed_ad(kx_session_table_t *t, kx_session_t *s, const kx_str_t *id,
     const kx_str_t *placements, unsigned nplacements, kx_feed_ad_t *ad);

@@ -55,6 +55,7 @@ typedef struct {
     uint8_t         has_server_id:1;
     uint8_t         answered:1;      /* assistant is set */
     uint8_t         paired:1;        /* and has the ad */
+    uint8_t         closing:1;       /* only its events are left */
 
     uint32_t        seq;             /* grows with every turn asked for */
     uint32_t        init_seq;        /* grows with every /init sent */

@@ -343,6 +343,10 @@ kx_session_t *
 kx_session_table_touch(kx_session_table_t *t, kx_session_t *s, uint64_t now,
     uint64_t idle)
 {
+    if (s->closing) {
+        return NULL;
+    }
+
     if (kx_session_table_idle(s, now, idle)) {
         kx_session_table_close(t, s);
         t->expired++;
@@ -419,6 +423,10 @@ kx_session_table_lookup(kx_session_table_t *t, const unsigned char *key,
 static unsigned
 kx_session_table_idle(const kx_session_t *s, uint64_t now, uint64_t idle)
 {
+    if (s->closing && idle > KX_SESSION_CLOSING) {
+        idle = KX_SESSION_CLOSING;
+    }
+
     /* the clock of another process may be ahead by a little */
 
     return now > s->used && now - s->used > idle;
@@ -464,7 +472,7 @@ kx_session_table_open(kx_session_table_t *t,
         if (kx_session_table_idle(s, now, idle)) {
             t->expired++;
 
-        } else if (s->user == user) {
+        } else if (s->user == user && !s->closing) {
             kx_session_table_use(t, s, now);
             return s;
         }

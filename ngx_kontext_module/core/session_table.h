@@ -22,6 +22,7 @@
 
 
 #define KX_SESSION_NONE       0xffffffff
+#define KX_SESSION_CLOSING    10000   /* ms that one may take to close */
 #define KX_SESSION_MAX_SHARE  48     /* 64ths of the block */
 
 
@@ -79,7 +80,8 @@ int kx_session_table_check(kx_session_table_t *t);
 
 /*
  * Finds the session of a key and moves it to the front; if it was last used
- * more than idle ms ago it is closed instead.  NULL: there is none.
+ * more than idle ms ago it is closed instead.  NULL: there is none, or one
+ * that is closing.
  */
 kx_session_t *kx_session_table_find(kx_session_table_t *t,
     const unsigned char key[KX_ID_LEN], uint64_t now, uint64_t idle);
