@@ -28,6 +28,8 @@
  *   ngx_http_kontext_api.c         which call it is, and its answer
  *   ngx_http_kontext_feed.c        what it does with its session
  *   ngx_http_kontext_events.c      streams what happens to it
+ *
+ * ngx_http_kontext_status.c shows what was counted on the way.
  */
 
 
@@ -44,6 +46,7 @@
 #include "core/feed.h"
 #include "core/responses.h"
 #include "core/session_table.h"
+#include "core/status.h"
 #include "core/text_ad.h"
 
 
@@ -75,6 +78,17 @@ typedef enum {
     NGX_HTTP_KONTEXT_NO_FILL,
     NGX_HTTP_KONTEXT_ERROR
 } ngx_http_kontext_status_e;
+
+
+/* of a kx_counters_t, which is nothing but numbers */
+
+#define NGX_HTTP_KONTEXT_COUNTERS                                             \
+    (sizeof(kx_counters_t) / sizeof(uint64_t))
+
+#define ngx_http_kontext_count(zone, field, n)                                \
+    (void) ngx_atomic_fetch_add(&(zone)->counters[                            \
+                                     offsetof(kx_counters_t, field)           \
+                                     / sizeof(uint64_t)], n)
 
 
 #define NGX_HTTP_KONTEXT_INJECT_MEMBER  0
@@ -171,6 +185,7 @@ typedef struct {
 
     ngx_uint_t                         enabled;    /* may be on */
 
+    ngx_uint_t                         status;
     ngx_uint_t                         api;
     ngx_msec_t                         api_ping;
     ngx_array_t                       *api_origins;   /* of ngx_str_t */
@@ -248,7 +263,7 @@ struct ngx_http_kontext_zone_s {
     ngx_atomic_t                      *turns;      /* count news, by key */
     ngx_http_kontext_slot_t           *slots;
     ngx_atomic_t                      *nslots;     /* used up to now */
-    ngx_atomic_t                      *reports_dropped;
+    ngx_atomic_t                      *counters;   /* a kx_counters_t */
     kx_response_t                     *responses;
     size_t                             nresponses;
     size_t                             size;       /* of the table */
@@ -458,6 +473,10 @@ void ngx_http_kontext_refuse(ngx_http_kontext_ctx_t *ctx, kx_reason_e reason);
 
 /* Can a session be one that the API knows? */
 #define ngx_http_kontext_has_api(klcf)  ((klcf)->main->api)
+
+/* The zone of a location. */
+#define ngx_http_kontext_zone_of(klcf)                                        \
+    ((ngx_http_kontext_zone_t *) (klcf)->main->zone->data)
 
 
 /* variables */
@@ -790,6 +809,11 @@ ngx_int_t ngx_http_kontext_events(ngx_http_request_t *r,
     uint64_t newest, ngx_msec_t interval);
 
 
+/* status */
+
+ngx_int_t ngx_http_kontext_status_handler(ngx_http_request_t *r);
+
+
 /* report */
 
 /*
@@ -855,6 +879,10 @@ ngx_http_kontext_call_t *ngx_http_kontext_call_create(
  */
 ngx_int_t ngx_http_kontext_call_start(ngx_http_kontext_call_t *call,
     char *body, size_t len);
+
+/* How a call has ended, for the status page. */
+void ngx_http_kontext_call_count(ngx_http_kontext_call_t *call,
+    kx_call_outcome_e outcome);
 
 /* Gives a call up, without a word: it is freed, soon. */
 void ngx_http_kontext_call_cancel(ngx_http_kontext_call_t *call);

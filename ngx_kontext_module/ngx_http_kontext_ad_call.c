@@ -159,6 +159,9 @@ ngx_http_kontext_call_send(ngx_http_kontext_call_t *call)
 
     ngx_http_kontext_call_post(call);
 
+    ngx_http_kontext_count(ngx_http_kontext_zone_of(call->conf),
+                           attempts[call->kind], 1);
+
     if (ngx_http_kontext_call_request(call, sr) != NGX_OK) {
 
         /* it is posted already: it shall do nothing but end */
@@ -598,6 +601,8 @@ ngx_http_kontext_call_cancel(ngx_http_kontext_call_t *call)
 
     call->active = 0;
 
+    ngx_http_kontext_call_count(call, KX_CALL_CANCELLED);
+
     if (call->timer.timer_set) {
         ngx_del_timer(&call->timer);
     }
@@ -605,6 +610,15 @@ ngx_http_kontext_call_cancel(ngx_http_kontext_call_t *call)
     ngx_http_kontext_call_close(call);
 
     ngx_http_kontext_call_post(call);
+}
+
+
+void
+ngx_http_kontext_call_count(ngx_http_kontext_call_t *call,
+    kx_call_outcome_e outcome)
+{
+    ngx_http_kontext_count(ngx_http_kontext_zone_of(call->conf),
+                           calls[call->kind][outcome], 1);
 }
 
 

@@ -20,6 +20,8 @@ static void ngx_http_kontext_ask_refused(ngx_http_request_t *r,
     ngx_http_kontext_call_e kind, ngx_http_kontext_turn_t *turn);
 static void ngx_http_kontext_ask_init(ngx_http_kontext_call_t *call);
 static void ngx_http_kontext_ask_preload(ngx_http_kontext_call_t *call);
+static void ngx_http_kontext_ask_count(ngx_http_kontext_call_t *call,
+    kx_preload_answer_t *a);
 static void ngx_http_kontext_ask_tell(ngx_http_kontext_call_t *call,
     kx_preload_answer_t *a);
 static void ngx_http_kontext_ask_failed(ngx_http_kontext_call_t *call);
@@ -194,6 +196,8 @@ ngx_http_kontext_ask_init(ngx_http_kontext_call_t *call)
                    "timeout:%uD",
                    call->status, a.applied, a.enabled, a.preload_timeout);
 
+    ngx_http_kontext_call_count(call, a.failed ? KX_CALL_FAILED : KX_CALL_OK);
+
     ngx_http_kontext_ask_over(ask);
 
     pool.alloc = ngx_http_kontext_alloc;
@@ -238,6 +242,8 @@ ngx_http_kontext_ask_preload(ngx_http_kontext_call_t *call)
                    "bids:%ud counts:%i",
                    call->status, a.outcome, a.code, a.nbids, rc);
 
+    ngx_http_kontext_ask_count(call, &a);
+
     if (rc == NGX_OK) {
         ngx_http_kontext_ask_tell(call, &a);
     }
@@ -256,6 +262,37 @@ ngx_http_kontext_ask_preload(ngx_http_kontext_call_t *call)
     }
 
     ngx_http_kontext_hold_wake(ctx);
+}
+
+
+static void
+ngx_http_kontext_ask_count(ngx_http_kontext_call_t *call,
+    kx_preload_answer_t *a)
+{
+    ngx_msec_t                time;
+    ngx_http_kontext_zone_t  *zone;
+
+    zone = call->ask->turn.zone;
+    time = ngx_current_msec - call->started;
+
+    ngx_http_kontext_count(zone, preload.buckets[kx_status_bucket(time)], 1);
+    ngx_http_kontext_count(zone, preload.sum, time);
+
+    switch (a->outcome) {
+
+    case KX_AD_FILLED:
+        ngx_http_kontext_call_count(call, KX_CALL_FILLED);
+        break;
+
+    case KX_AD_NO_FILL:
+        ngx_http_kontext_call_count(call, KX_CALL_NO_FILL);
+        break;
+
+    default:
+        ngx_http_kontext_call_count(call, a->failed ? KX_CALL_FAILED
+                                                    : KX_CALL_ERROR);
+        break;
+    }
 }
 
 

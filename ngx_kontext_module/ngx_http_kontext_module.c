@@ -47,6 +47,8 @@ static char *ngx_http_kontext_api(ngx_conf_t *cf, ngx_command_t *cmd,
     void *conf);
 static char *ngx_http_kontext_api_origin(ngx_conf_t *cf, ngx_command_t *cmd,
     void *conf);
+static char *ngx_http_kontext_status(ngx_conf_t *cf, ngx_command_t *cmd,
+    void *conf);
 static ngx_uint_t ngx_http_kontext_is_origin(ngx_str_t *value);
 static ngx_int_t ngx_http_kontext_check_param(ngx_conf_t *cf,
     ngx_str_t *names, ngx_uint_t n, ngx_str_t *value);
@@ -366,6 +368,13 @@ static ngx_command_t  ngx_http_kontext_commands[] = {
     { ngx_string("kontext_api_origin"),
       NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF|NGX_CONF_1MORE,
       ngx_http_kontext_api_origin,
+      NGX_HTTP_LOC_CONF_OFFSET,
+      0,
+      NULL },
+
+    { ngx_string("kontext_status"),
+      NGX_HTTP_LOC_CONF|NGX_CONF_NOARGS,
+      ngx_http_kontext_status,
       NGX_HTTP_LOC_CONF_OFFSET,
       0,
       NULL },
@@ -958,6 +967,26 @@ ngx_http_kontext_api_origin(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
 }
 
 
+static char *
+ngx_http_kontext_status(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
+{
+    ngx_http_kontext_loc_conf_t *klcf = conf;
+
+    ngx_http_core_loc_conf_t  *clcf;
+
+    if (klcf->status) {
+        return "is duplicate";
+    }
+
+    klcf->status = 1;
+
+    clcf = ngx_http_conf_get_module_loc_conf(cf, ngx_http_core_module);
+    clcf->handler = ngx_http_kontext_status_handler;
+
+    return NGX_CONF_OK;
+}
+
+
 /* "*", or a scheme and a host in lower case without anything after it */
 
 static ngx_uint_t
@@ -1113,6 +1142,7 @@ ngx_http_kontext_create_loc_conf(ngx_conf_t *cf)
      *     klcf->ad_server = { 0, NULL };
      *     klcf->frame_origin = { 0, NULL };
      *     klcf->enabled = 0;
+     *     klcf->status = 0;
      *     klcf->api = 0;
      *     klcf->api_ping = 0;
      */
@@ -1212,6 +1242,13 @@ ngx_http_kontext_merge_loc_conf(ngx_conf_t *cf, void *parent, void *child)
         conf->api_ping = prev->api_ping;
         clcf->handler = ngx_http_kontext_api_handler;
     }
+
+    if (prev->status && (clcf->noname || clcf->lmt_excpt)) {
+        conf->status = 1;
+        clcf->handler = ngx_http_kontext_status_handler;
+    }
+
+    kmcf->used |= conf->status;
 
     value = conf->enable ? &conf->enable->value : NULL;
 

@@ -62,7 +62,7 @@ ngx_http_kontext_report(ngx_http_request_t *r, ngx_http_kontext_turn_t *turn,
         || ngx_http_kontext_report_admit(r) != NGX_OK)
     {
         kind->count++;
-        (void) ngx_atomic_fetch_add(turn->zone->reports_dropped, 1);
+        ngx_http_kontext_count(turn->zone, dropped, 1);
         return;
     }
 
@@ -99,7 +99,7 @@ ngx_http_kontext_debug(ngx_http_request_t *r, ngx_http_kontext_turn_t *turn,
     }
 
     if (ngx_http_kontext_report_admit(r) != NGX_OK) {
-        (void) ngx_atomic_fetch_add(turn->zone->reports_dropped, 1);
+        ngx_http_kontext_count(turn->zone, dropped, 1);
         return;
     }
 
@@ -200,4 +200,7 @@ static void
 ngx_http_kontext_report_done(ngx_http_kontext_call_t *call)
 {
     ngx_http_kontext_reports--;
+
+    ngx_http_kontext_call_count(call, call->status ? KX_CALL_OK
+                                                   : KX_CALL_FAILED);
 }

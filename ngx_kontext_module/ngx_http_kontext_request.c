@@ -19,6 +19,7 @@ typedef enum {
 static ngx_int_t ngx_http_kontext_mode(ngx_http_request_t *r,
     ngx_http_kontext_loc_conf_t *klcf, ngx_http_kontext_mode_e *mode);
 static void ngx_http_kontext_finalize(void *data);
+static void ngx_http_kontext_count_chat(ngx_http_kontext_ctx_t *ctx);
 static void ngx_http_kontext_cleanup(void *data);
 static kx_reason_e ngx_http_kontext_check_request(ngx_http_request_t *r,
     ngx_http_kontext_loc_conf_t *klcf);
@@ -225,6 +226,37 @@ ngx_http_kontext_finalize(void *data)
     ngx_http_kontext_ctx_t  *ctx = data;
 
     ngx_http_kontext_end(ctx);
+
+    if (ctx->api == NULL) {
+        ngx_http_kontext_count_chat(ctx);
+    }
+}
+
+
+static void
+ngx_http_kontext_count_chat(ngx_http_kontext_ctx_t *ctx)
+{
+    ngx_http_kontext_zone_t  *zone;
+
+    zone = ngx_http_kontext_zone_of(ctx->conf);
+
+    ngx_http_kontext_count(zone, chats[ctx->status], 1);
+
+    if (ctx->reason != KX_REASON_NONE) {
+        ngx_http_kontext_count(zone, reasons[ctx->reason], 1);
+    }
+
+    if (ctx->injected) {
+        ngx_http_kontext_count(zone,
+                               injected[ctx->answer.form == KX_FORM_TEXT], 1);
+    }
+
+    if (ctx->hold_time != NGX_CONF_UNSET_MSEC) {
+        ngx_http_kontext_count(zone,
+                               hold.buckets[kx_status_bucket(ctx->hold_time)],
+                               1);
+        ngx_http_kontext_count(zone, hold.sum, ctx->hold_time);
+    }
 }
 
 

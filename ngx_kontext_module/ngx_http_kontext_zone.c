@@ -22,7 +22,7 @@ typedef struct {
     ngx_atomic_t                 turns[NGX_HTTP_KONTEXT_TURNS];
     ngx_http_kontext_slot_t      slots[NGX_HTTP_KONTEXT_SLOTS];
     ngx_atomic_t                 nslots;       /* used up to now */
-    ngx_atomic_t                 reports_dropped;
+    ngx_atomic_t                 counters[NGX_HTTP_KONTEXT_COUNTERS];
     kx_response_t               *responses;
     size_t                       nresponses;
     void                        *table;
@@ -308,7 +308,7 @@ ngx_http_kontext_zone_init(ngx_shm_zone_t *shm_zone, void *data)
     zone->turns = shared->turns;
     zone->slots = shared->slots;
     zone->nslots = &shared->nslots;
-    zone->reports_dropped = &shared->reports_dropped;
+    zone->counters = shared->counters;
     zone->responses = shared->responses;
     zone->nresponses = shared->nresponses;
     zone->size = shared->size;

@@ -76,7 +76,7 @@ static unsigned long  allocations, allowed;
 
 static kx_pool_t  pool = { pool_alloc, NULL };
 
-static const unsigned char  key[KX_SIP_KEY_LEN] = "0123456789abcdef";
+static const unsigned char  key[] = "0123456789abcdef";
 
 
 static void *

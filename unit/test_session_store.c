@@ -2527,7 +2527,7 @@ static void
 test_against_arrays(void **state)
 {
     int        rc;
-    unsigned   i, j, k, n, kind, need, free, evicted, order[MODELS], norder;
+    unsigned   i, j, k, n, kind, need, free, order[MODELS], norder;
     uint64_t   now, closed;
     uint32_t   blocks[MODELS], total;
 
@@ -2590,8 +2590,6 @@ test_against_arrays(void **state)
                 continue;
             }
 
-            evicted = 0;
-
             if (need > 60 - blocks[n]) {
                 assert_int_equal(kx_store_reserve(t, record(n), need),
                                  KX_DECLINED);
@@ -2609,7 +2607,6 @@ test_against_arrays(void **state)
                     free += blocks[j];
                     blocks[j] = 0;
                     gone(j);
-                    evicted++;
                     closed++;
                 }
 

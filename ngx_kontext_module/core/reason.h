@@ -54,6 +54,8 @@ typedef enum {
     KX_REASON_SHADOW
 } kx_reason_e;
 
+#define KX_REASONS  (KX_REASON_SHADOW + 1)
+
 
 /* The name of a reason, a constant; "" for KX_REASON_NONE. */
 const kx_str_t *kx_reason_name(kx_reason_e reason);

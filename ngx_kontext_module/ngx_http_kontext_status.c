@@ -1,0 +1,199 @@
+/*
+ * Copyright (C) the ngx_http_kontext_module authors
+ *
+ * The status page.
+ */
+
+
+#include "ngx_http_kontext.h"
+
+
+static ngx_uint_t ngx_http_kontext_status_is_text(ngx_http_request_t *r);
+static void ngx_http_kontext_status_read(ngx_http_request_t *r,
+    kx_status_t *s);
+static ngx_int_t ngx_http_kontext_status_name(ngx_http_request_t *r,
+    kx_str_t *name);
+
+
+ngx_int_t
+ngx_http_kontext_status_handler(ngx_http_request_t *r)
+{
+    u_char       *p, *last;
+    ngx_buf_t    *b;
+    ngx_int_t     rc;
+    ngx_str_t     value;
+    ngx_uint_t    text;
+    kx_status_t   s;
+    ngx_chain_t   out;
+
+    if (!(r->method & (NGX_HTTP_GET|NGX_HTTP_HEAD))) {
+        return NGX_HTTP_NOT_ALLOWED;
+    }
+
+    rc = ngx_http_discard_request_body(r);
+    if (rc != NGX_OK) {
+        return rc;
+    }
+
+    ngx_memzero(&s, sizeof(kx_status_t));
+
+    p = ngx_palloc(r->pool, KX_STATUS_MAX);
+
+    if (p == NULL
+        || ngx_http_kontext_status_name(r, &s.zone) != NGX_OK)
+    {
+        return NGX_HTTP_INTERNAL_SERVER_ERROR;
+    }
+
+    ngx_http_kontext_status_read(r, &s);
+
+    text = ngx_http_kontext_status_is_text(r);
+
+    last = text ? kx_status_prometheus(p, p + KX_STATUS_MAX, &s)
+                : kx_status_json(p, p + KX_STATUS_MAX, &s);
+
+    if (last == NULL) {
+        return NGX_HTTP_INTERNAL_SERVER_ERROR;
+    }
+
+    r->headers_out.status = NGX_HTTP_OK;
+    r->headers_out.content_length_n = last - p;
+
+    if (text) {
+        ngx_str_set(&r->headers_out.content_type,
+                    "text/plain; version=0.0.4; charset=utf-8");
+
+    } else {
+        ngx_str_set(&r->headers_out.content_type, "application/json");
+    }
+
+    r->headers_out.content_type_len = r->headers_out.content_type.len;
+
+    ngx_str_set(&value, "no-store");
+
+    if (ngx_http_kontext_header_out(r, "Cache-Control", &value) != NGX_OK) {
+        return NGX_HTTP_INTERNAL_SERVER_ERROR;
+    }
+
+    rc = ngx_http_send_header(r);
+
+    if (rc == NGX_ERROR || rc > NGX_OK || r->header_only) {
+        return rc;
+    }
+
+    b = ngx_calloc_buf(r->pool);
+    if (b == NULL) {
+        return NGX_ERROR;
+    }
+
+    b->pos = p;
+    b->last = last;
+    b->memory = 1;
+    b->last_buf = (r == r->main) ? 1 : 0;
+    b->last_in_chain = 1;
+
+    out.buf = b;
+    out.next = NULL;
+
+    return ngx_http_output_filter(r, &out);
+}
+
+
+/* "?format=prometheus", or what Prometheus says that it accepts */
+
+static ngx_uint_t
+ngx_http_kontext_status_is_text(ngx_http_request_t *r)
+{
+    ngx_str_t  value;
+
+    static ngx_str_t  name = ngx_string("accept");
+
+    if (ngx_http_arg(r, (u_char *) "format", 6, &value) == NGX_OK) {
+        return value.len == 10
+               && ngx_strncmp(value.data, "prometheus", 10) == 0;
+    }
+
+    ngx_http_kontext_header(r, &name, &value);
+
+    return value.len
+           && (ngx_strlcasestrn(value.data, value.data + value.len,
+                                (u_char *) "text/plain", 10 - 1)
+               || ngx_strlcasestrn(value.data, value.data + value.len,
+                                   (u_char *) "openmetrics", 11 - 1));
+}
+
+
+static void
+ngx_http_kontext_status_read(ngx_http_request_t *r, kx_status_t *s)
+{
+    uint64_t                 *n;
+    ngx_uint_t                i, last;
+    kx_store_view_t           v;
+    kx_session_table_t       *t;
+    ngx_http_kontext_zone_t  *zone;
+
+    zone = ngx_http_kontext_zone_get(r);
+    t = zone->table;
+
+    s->version = NGX_HTTP_KONTEXT_VERSION;
+    s->size = zone->size;
+    s->max_streams = zone->streams;
+
+    ngx_http_kontext_zone_enter(zone);
+
+    s->sessions = t->used;
+    s->slots = t->slots;
+    s->evicted = t->evicted;
+    s->expired = t->expired;
+    s->repaired = t->repaired;
+
+    if (kx_store_view(t, &v) == KX_OK) {
+        s->blocks = v.n;
+        s->used_blocks = v.head->used;
+    }
+
+    ngx_http_kontext_zone_leave(zone);
+
+    last = ngx_min(*zone->nslots, NGX_HTTP_KONTEXT_SLOTS);
+
+    for (i = 0; i < last; i++) {
+        if (zone->slots[i].pid) {
+            s->streams += zone->slots[i].streams;
+        }
+    }
+
+    n = (uint64_t *) &s->n;
+
+    for (i = 0; i < NGX_HTTP_KONTEXT_COUNTERS; i++) {
+        n[i] = zone->counters[i];
+    }
+}
+
+
+/* it becomes a part of JSON and of a label */
+
+static ngx_int_t
+ngx_http_kontext_status_name(ngx_http_request_t *r, kx_str_t *name)
+{
+    u_char                        *p;
+    size_t                         i;
+    ngx_http_kontext_main_conf_t  *kmcf;
+
+    kmcf = ngx_http_get_module_main_conf(r, ngx_http_kontext_module);
+
+    p = ngx_pstrdup(r->pool, &kmcf->zone->shm.name);
+    if (p == NULL) {
+        return NGX_ERROR;
+    }
+
+    name->data = p;
+    name->len = kmcf->zone->shm.name.len;
+
+    for (i = 0; i < name->len; i++) {
+        if (p[i] < ' ' || p[i] >= 0x7f || p[i] == '"' || p[i] == '\\') {
+            p[i] = '_';
+        }
+    }
+
+    return NGX_OK;
+}
