@@ -29,7 +29,8 @@
  *   ngx_http_kontext_feed.c        what it does with its session
  *   ngx_http_kontext_events.c      streams what happens to it
  *
- * ngx_http_kontext_status.c shows what was counted on the way.
+ * ngx_http_kontext_status.c shows what was counted on the way;
+ * ngx_http_kontext_headers.c is for all of them.
  */
 
 
@@ -852,13 +853,23 @@ ngx_uint_t ngx_http_kontext_listed(ngx_str_t *value, ngx_str_t *list);
 ngx_int_t ngx_http_kontext_param(ngx_http_request_t *r,
     ngx_http_kontext_params_t *params, ngx_uint_t n, ngx_str_t *value);
 
-/* Adds a response header.  NGX_OK or NGX_ERROR. */
-ngx_int_t ngx_http_kontext_header_out(ngx_http_request_t *r, char *name,
-    ngx_str_t *value);
+
+/* headers */
 
 /* The first request header of a lower case name, or an empty string. */
 void ngx_http_kontext_header(ngx_http_request_t *r, ngx_str_t *name,
     ngx_str_t *value);
+
+/* Adds a response header.  NGX_OK or NGX_ERROR. */
+ngx_int_t ngx_http_kontext_header_out(ngx_http_request_t *r, char *name,
+    ngx_str_t *value);
+
+/*
+ * Sends a response that is not to be stored; type and body live as long as
+ * the request.  The result is for ngx_http_finalize_request().
+ */
+ngx_int_t ngx_http_kontext_respond(ngx_http_request_t *r, ngx_uint_t status,
+    ngx_str_t *type, ngx_str_t *body);
 
 
 /* ad call */

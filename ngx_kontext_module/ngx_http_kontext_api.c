@@ -1330,44 +1330,9 @@ static ngx_int_t
 ngx_http_kontext_api_send(ngx_http_request_t *r, ngx_uint_t status,
     ngx_str_t *body)
 {
-    ngx_buf_t    *b;
-    ngx_int_t     rc;
-    ngx_str_t     value;
-    ngx_chain_t   out;
+    static ngx_str_t  type = ngx_string("application/json");
 
-    r->headers_out.status = status;
-    r->headers_out.content_length_n = body->len;
-
-    ngx_str_set(&r->headers_out.content_type, "application/json");
-    r->headers_out.content_type_len = r->headers_out.content_type.len;
-
-    ngx_str_set(&value, "no-store");
-
-    if (ngx_http_kontext_header_out(r, "Cache-Control", &value) != NGX_OK) {
-        return NGX_HTTP_INTERNAL_SERVER_ERROR;
-    }
-
-    rc = ngx_http_send_header(r);
-
-    if (rc == NGX_ERROR || rc > NGX_OK || r->header_only) {
-        return rc;
-    }
-
-    b = ngx_calloc_buf(r->pool);
-    if (b == NULL) {
-        return NGX_ERROR;
-    }
-
-    b->pos = body->data;
-    b->last = body->data + body->len;
-    b->memory = 1;
-    b->last_buf = 1;
-    b->last_in_chain = 1;
-
-    out.buf = b;
-    out.next = NULL;
-
-    return ngx_http_output_filter(r, &out);
+    return ngx_http_kontext_respond(r, status, &type, body);
 }
 
 

@@ -19,12 +19,15 @@ ngx_int_t
 ngx_http_kontext_status_handler(ngx_http_request_t *r)
 {
     u_char       *p, *last;
-    ngx_buf_t    *b;
     ngx_int_t     rc;
-    ngx_str_t     value;
+    ngx_str_t     body;
     ngx_uint_t    text;
     kx_status_t   s;
-    ngx_chain_t   out;
+
+    static ngx_str_t  types[] = {
+        ngx_string("application/json"),
+        ngx_string("text/plain; version=0.0.4; charset=utf-8")
+    };
 
     if (!(r->method & (NGX_HTTP_GET|NGX_HTTP_HEAD))) {
         return NGX_HTTP_NOT_ALLOWED;
@@ -56,46 +59,10 @@ ngx_http_kontext_status_handler(ngx_http_request_t *r)
         return NGX_HTTP_INTERNAL_SERVER_ERROR;
     }
 
-    r->headers_out.status = NGX_HTTP_OK;
-    r->headers_out.content_length_n = last - p;
+    body.data = p;
+    body.len = last - p;
 
-    if (text) {
-        ngx_str_set(&r->headers_out.content_type,
-                    "text/plain; version=0.0.4; charset=utf-8");
-
-    } else {
-        ngx_str_set(&r->headers_out.content_type, "application/json");
-    }
-
-    r->headers_out.content_type_len = r->headers_out.content_type.len;
-
-    ngx_str_set(&value, "no-store");
-
-    if (ngx_http_kontext_header_out(r, "Cache-Control", &value) != NGX_OK) {
-        return NGX_HTTP_INTERNAL_SERVER_ERROR;
-    }
-
-    rc = ngx_http_send_header(r);
-
-    if (rc == NGX_ERROR || rc > NGX_OK || r->header_only) {
-        return rc;
-    }
-
-    b = ngx_calloc_buf(r->pool);
-    if (b == NULL) {
-        return NGX_ERROR;
-    }
-
-    b->pos = p;
-    b->last = last;
-    b->memory = 1;
-    b->last_buf = (r == r->main) ? 1 : 0;
-    b->last_in_chain = 1;
-
-    out.buf = b;
-    out.next = NULL;
-
-    return ngx_http_output_filter(r, &out);
+    return ngx_http_kontext_respond(r, NGX_HTTP_OK, &types[text], &body);
 }
 
 
