@@ -47,8 +47,9 @@ typedef struct {
     const unsigned char  *pos;
     const unsigned char  *last;
     unsigned              depth;
-    unsigned              first:1;   /* no value yet in this container */
-    unsigned              bad:1;
+    unsigned char         first;     /* no value yet in this container */
+    unsigned char         in_object; /* this container is one */
+    unsigned char         bad;
     /* a bit for each open container: set for an object */
     unsigned char         object[KX_JSON_MAX_DEPTH / 8];
 } kx_json_t;
@@ -103,7 +104,11 @@ int kx_json_end(kx_json_t *j);
 /* Does a raw string, once its escapes are decoded, equal s of len bytes? */
 int kx_json_equal(const kx_str_t *raw, const char *s, size_t len);
 
-#define kx_json_is(raw, s)  kx_json_equal(raw, s, sizeof(s) - 1)
+/* The same for s in ASCII without backslashes, one character at least. */
+static inline int kx_json_name(const kx_str_t *raw, const char *s,
+    size_t len);
+
+#define kx_json_is(raw, s)  kx_json_name(raw, s, sizeof(s) - 1)
 
 /*
  * Decodes a raw string into dst of size bytes, as kx_decode() does.  Returns
@@ -130,6 +135,21 @@ void kx_decode_finish(kx_decode_t *d, kx_sink_pt sink, void *data);
  */
 unsigned char *kx_json_escape(unsigned char *dst, const unsigned char *end,
     const kx_str_t *s);
+
+
+static inline int
+kx_json_name(const kx_str_t *raw, const char *s, size_t len)
+{
+    if (raw->len <= len) {
+
+        /* an escape is longer than its character */
+
+        return raw->len == len && memcmp(raw->data, s, len) == 0;
+    }
+
+    return (raw->data[0] == (unsigned char) *s || raw->data[0] == '\\')
+           && kx_json_equal(raw, s, len);
+}
 
 
 #endif /* _KX_JSON_SCAN_H_INCLUDED_ */
