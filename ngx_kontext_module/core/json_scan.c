@@ -13,7 +13,6 @@
 #define KX_JSON_EACH    ((uint64_t) 0x0101010101010101ULL)
 #define KX_JSON_HIGH    ((uint64_t) 0x8080808080808080ULL)
 
-#define KX_BAD_UTF8     0xffffffff
 #define KX_REPLACEMENT  0xfffd
 
 /* the longest escape, a surrogate pair, is 12 bytes and gives 4 */
@@ -74,8 +73,6 @@ static const unsigned char *kx_decode_unit(const unsigned char *p,
 static inline void kx_decode_lone(kx_decode_t *d, kx_gather_t *g);
 static void kx_gather_char(kx_gather_t *g, uint32_t c);
 static void kx_gather_flush(kx_gather_t *g);
-static uint32_t kx_utf8_read(const unsigned char **pos,
-    const unsigned char *last);
 static size_t kx_utf8_write(unsigned char *dst, uint32_t c);
 static unsigned char *kx_json_escape_unit(unsigned char *dst, uint32_t unit);
 
@@ -935,13 +932,7 @@ kx_gather_flush(kx_gather_t *g)
 }
 
 
-/*
- * Reads a character, or as much of an ill-formed one as is replaced by one
- * U+FFFD: the longest start of a character that could still be well-formed,
- * at least one byte (Unicode 3.9, table 3-7).
- */
-
-static uint32_t
+uint32_t
 kx_utf8_read(const unsigned char **pos, const unsigned char *last)
 {
     uint32_t              c;

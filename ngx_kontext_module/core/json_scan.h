@@ -29,6 +29,7 @@
 
 
 #define KX_JSON_MAX_DEPTH  512    /* deeper text is an error */
+#define KX_BAD_UTF8        0xffffffff
 
 
 typedef enum {
@@ -127,6 +128,14 @@ void kx_decode_init(kx_decode_t *d);
 void kx_decode(kx_decode_t *d, const kx_str_t *raw, kx_sink_pt sink,
     void *data);
 void kx_decode_finish(kx_decode_t *d, kx_sink_pt sink, void *data);
+
+/*
+ * Reads a character of UTF-8 at *pos, which is before last, and goes on after
+ * it.  KX_BAD_UTF8: an ill-formed one, of which as much is taken as one U+FFFD
+ * stands for: the longest start of a character that could still be
+ * well-formed, at least one byte (Unicode 3.9, table 3-7).
+ */
+uint32_t kx_utf8_read(const unsigned char **pos, const unsigned char *last);
 
 /*
  * Writes s (UTF-8; ill-formed sequences become U+FFFD) as the inside of a
