@@ -89,7 +89,8 @@ sub lines {
        . "$line->{conversation} $line->{code} $line->{http_status}",
        'filled member openai_chat u-1 c-1 inlineAd 200', 'an ad: as it was');
     like(ChatSite::type_of($line->{$_}), qr/^(?:integer|number)\z/,
-         "an ad: $_ is a number") foreach 'preload_time', 'hold_time', 'request_time', 'revenue';
+         "an ad: $_ is a number")
+        foreach 'preload_time', 'hold_time', 'request_time', 'revenue';
     cmp_ok($line->{revenue}, '==', 0.0042, 'an ad: its revenue');
     like($line->{$_}, qr/^[0-9a-f-]{36}\z/, "an ad: $_")
         foreach 'bid', 'session';
@@ -173,9 +174,47 @@ foreach my $name (sort keys %HOSTILE) {
 }
 
 
+# what is no UTF-8
+
+foreach my $id ("u\xff1", "u\xe2\x28\xa1", "\xc0\x80", "\xed\xa0\x80",
+                "\xf4\x90\x80\x80", "\xe2\x82") {
+    $site->turn(headers => { 'X-User-Id' => $id, 'X-Conversation-Id' => $id },
+                log => 0);
+
+    my ($line) = lines(1, 'no UTF-8 in a header');
+
+    is("$line->{status} $line->{user} $line->{conversation}",
+       'filled (no UTF-8) (no UTF-8)', 'no UTF-8 in a header: it says so');
+
+    $site->turn(body => json(chat({ user => 'ID' }, 'Which shoes?'))
+                        =~ s/ID/$id/r, log => 0);
+    lines(1, 'no UTF-8 in a body');
+
+    # the answer's own id
+
+    $site->turn(
+        uri    => '/v1/chat',
+        body   => { id => 'c-' . unpack('H*', $id), messages => [ {
+                    id => 'm', role => 'user',
+                    parts => [ { type => 'text', text => 'Shoes?' } ] } ] },
+        answer => [ 200, join('', map { "data: $_\n\n" }
+                        qq({"type":"start","messageId":"$id\\""}),
+                        '{"type":"start-step"}',
+                        '{"type":"text-start","id":"t"}',
+                        '{"type":"text-delta","id":"t","delta":"Light"}',
+                        '{"type":"text-end","id":"t"}',
+                        '{"type":"finish-step"}', '{"type":"finish"}',
+                        '[DONE]'),
+                    'Content-Type' => 'text/event-stream' ],
+        log    => 0,
+    );
+    lines(1, 'no UTF-8 in the id of an answer');
+}
+
+
 # what the ad server says
 
-foreach my $code ('a"b', "a\nb", '\\', "\x{2028}") {
+foreach my $code ('a"b', "a\nb", '\\', "\x{2028}", "\x{e9}") {
     $site->ads->on('/preload', 200, {
         sessionId => Kontext::Mock->bid->{sessionId},
         skip => JSON::PP::true(), skipCode => $code });
