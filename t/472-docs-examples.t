@@ -246,7 +246,7 @@ s/\@ads\@/$ads->addr/e foreach values %files;
 
 my %whole = whole($readme->{text});
 
-$whole{http} =~ s/^upstream llm \{ server \K[^;]+/$llm->addr/me
+$whole{http} =~ s/\bupstream\s+llm\s+\{\s*server\s+\K[^;]+/$llm->addr/e
     or BAIL_OUT('no backend');
 $whole{http} =~ s/(?=location \/v1\/)/<<'CONF'/e or BAIL_OUT('no location');
 location = /kontext_status {
