@@ -221,6 +221,18 @@ sub untouched_ok {
         . 'conversation, using its same language.'));
     untouched_ok($turn, 'bypass auxiliary', 'LibreChat, a title');
     $site->stop_ok;
+
+    # the way back of docs/operations.md: no new ads, and no old ones
+
+    $site = recipe('librechat', edit => sub {
+        s/^(\s*kontext\s+)on;/$1track_only;/m or die 'no kontext';
+    });
+    $turn = $site->turn(headers => \%WHO,
+                        body => chat('Question 1?', "Light ones.$ad", 'Why?'));
+    unlike($turn->{request}->body, qr/Sponsored|megabrain/,
+           'LibreChat, on the way back: the model does not see the old ad');
+    untouched_ok($turn, 'no_fill track_only', 'LibreChat, on the way back');
+    $site->stop_ok;
 }
 
 
