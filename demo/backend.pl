@@ -34,6 +34,8 @@ $rate ||= RATE;
 # the first whose words are in the user's last message
 
 my @ANSWERS = (
+    [ qr/\bhello\b/i, "Hello!\n" ],
+
     [ qr/shoe|run|marathon|trainer/i, <<'END' ],
 For a first marathon, comfort beats speed. Look for **8–10 mm of drop**, plenty of cushioning and half a size more than your street shoes: feet swell on long runs.
 
