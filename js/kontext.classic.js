@@ -33,7 +33,7 @@ const CSS = `
 :where(.kontext-modal) { inset: 0; width: 100%; height: 100%; padding: 0;
     border: 0; max-width: none; max-height: none; box-sizing: border-box }
 :where(.kontext-modal[open]) { display: flex; flex-direction: column }
-:where(.kontext-bar) { display: flex; align-items: center; padding-left: 16px;
+:where(.kontext-bar) { display: flex; align-items: center; padding: 4px 16px;
     justify-content: space-between }
 :where(.kontext-close) { width: 44px; height: 44px; border: 0; padding: 0;
     font-size: 24px; color: inherit; background: none }
@@ -98,9 +98,16 @@ function frameFor(label, styles) {
     const frame = element('iframe', 'iframe', {
         display: 'block', width: '100%', border: 0, ...styles });
     frame.title = label;
-    frame.setAttribute('sandbox', SANDBOX);
     frame.referrerPolicy = 'strict-origin';
     return frame;
+}
+function load(frame, url) {
+    frame.setAttribute('sandbox', SANDBOX);
+    if (frame.contentWindow) {
+        frame.contentWindow.location.replace(url);
+    } else {
+        frame.src = url;
+    }
 }
 function labelFor(label, styles) {
     const made = element('div', 'label', styles);
@@ -248,7 +255,7 @@ function createKontext(options = {}) {
         button.ariaLabel = options.closeLabel ?? 'Close';
         button.textContent = '\u00d7';
         button.onclick = dialog.onclose = () => closeModal(ad);
-        frame.src = url + query;
+        load(frame, url + query);
         bar.append(labelFor(ad.label), button);
         dialog.append(bar, frame);
         addStyles(document);
@@ -399,12 +406,6 @@ function createKontext(options = {}) {
                 }
             }
         };
-        ad.frame.onload = () => {
-            ad.frame.removeAttribute('src');
-            if (ad.asked && ad.frame.contentDocument) {
-                ad.close();
-            }
-        };
         ad.element.role = 'group';
         ad.element.ariaLabel = label;
         ad.element.ariaLive = 'off';
@@ -417,7 +418,8 @@ function createKontext(options = {}) {
         queueMicrotask(() => {
             if (ads.has(ad)) {
                 ad.asked = true;
-                ad.frame.src = ad.url.href;
+                ad.frame.onload = () => ad.frame.contentDocument && ad.close();
+                load(ad.frame, ad.url.href);
             }
         });
         return { bidId, messageId, code: ad.code, element: ad.element,

@@ -47,7 +47,7 @@ const CSS = `
 :where(.kontext-modal) { inset: 0; width: 100%; height: 100%; padding: 0;
     border: 0; max-width: none; max-height: none; box-sizing: border-box }
 :where(.kontext-modal[open]) { display: flex; flex-direction: column }
-:where(.kontext-bar) { display: flex; align-items: center; padding-left: 16px;
+:where(.kontext-bar) { display: flex; align-items: center; padding: 4px 16px;
     justify-content: space-between }
 :where(.kontext-close) { width: 44px; height: 44px; border: 0; padding: 0;
     font-size: 24px; color: inherit; background: none }

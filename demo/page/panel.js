@@ -51,13 +51,23 @@ function logged(text) {
 class Turn {
     constructor(question) {
         this.start = performance.now();
-        this.item = node('li', '');
         this.lanes = node('div', 'lanes');
         this.facts = node('dl', 'facts');
         this.status = '…';
-        this.item.append(node('div', 'question', question), this.lanes,
-                         this.facts);
-        byId('turns').prepend(this.item);
+
+        const item = node('li', '');
+        const details = node('details', '');
+        const summary = node('summary', '');
+
+        for (const other of byId('turns').querySelectorAll('details')) {
+            other.open = false;
+        }
+
+        summary.append(node('div', 'question', question), this.lanes);
+        details.append(summary, this.facts);
+        details.open = true;
+        item.append(details);
+        byId('turns').prepend(item);
         this.draw();
     }
 
