@@ -9,7 +9,6 @@ const MAX_MESSAGES = 30;
 const MAX_HEIGHT = 600;
 const MAX_REPEATS = 20;
 const MODAL_WAIT = 5000;
-const MAX_MODAL_WAIT = 30000;
 const SANDBOX = 'allow-scripts allow-same-origin allow-forms allow-popups '
                 + 'allow-popups-to-escape-sandbox';
 const EVENTS = new Map([
@@ -230,6 +229,7 @@ function createKontext(options = {}) {
             modal.dialog.onclose = null;
             modal.dialog.close();
             modal.dialog.remove();
+            modal.before?.focus();
         }
     }
     function openModal(ad, { component, componentParams, timeout }) {
@@ -263,8 +263,8 @@ function createKontext(options = {}) {
         ad.modal = { dialog, frame, timer: setTimeout(() => {
             closeModal(ad);
             fail(ad, 'The modal did not load', 'timeout');
-        }, typeof timeout === 'number' && timeout > 0
-           ? Math.min(timeout, MAX_MODAL_WAIT) : MODAL_WAIT) };
+        }, typeof timeout === 'number' && timeout > 0 ? timeout
+                                                      : MODAL_WAIT) };
     }
     function post(ad, type, data) {
         ad.frame.contentWindow?.postMessage(
@@ -327,10 +327,11 @@ function createKontext(options = {}) {
     };
     const modal = {
         __proto__: either,
-        'init-component-iframe'({ modal: { dialog, timer } }) {
-            clearTimeout(timer);
-            if (!dialog.open) {
-                dialog.showModal();
+        'init-component-iframe'({ modal: made }) {
+            clearTimeout(made.timer);
+            if (!made.dialog.open) {
+                made.before = document.activeElement;
+                made.dialog.showModal();
             }
         },
         'error-component-iframe'(ad, { message, errorType }) {

@@ -13,7 +13,6 @@ const MAX_MESSAGES = 30;
 const MAX_HEIGHT = 600;                 // CSS px
 const MAX_REPEATS = 20;                 // of an ad's clicks, errors, modals
 const MODAL_WAIT = 5000;                // ms
-const MAX_MODAL_WAIT = 30000;
 
 const SANDBOX = 'allow-scripts allow-same-origin allow-forms allow-popups '
                 + 'allow-popups-to-escape-sandbox';
@@ -337,8 +336,9 @@ export function createKontext(options = {}) {
             ad.modal = null;
             clearTimeout(modal.timer);
             modal.dialog.onclose = null;
-            modal.dialog.close();           // gives the focus back
+            modal.dialog.close();
             modal.dialog.remove();
+            modal.before?.focus();          // frames do not get it back else
         }
     }
 
@@ -380,8 +380,8 @@ export function createKontext(options = {}) {
         ad.modal = { dialog, frame, timer: setTimeout(() => {
             closeModal(ad);
             fail(ad, 'The modal did not load', 'timeout');
-        }, typeof timeout === 'number' && timeout > 0
-           ? Math.min(timeout, MAX_MODAL_WAIT) : MODAL_WAIT) };
+        }, typeof timeout === 'number' && timeout > 0 ? timeout
+                                                      : MODAL_WAIT) };
     }
 
 
@@ -465,11 +465,12 @@ export function createKontext(options = {}) {
     const modal = {
         __proto__: either,
 
-        'init-component-iframe'({ modal: { dialog, timer } }) {
-            clearTimeout(timer);
+        'init-component-iframe'({ modal: made }) {
+            clearTimeout(made.timer);
 
-            if (!dialog.open) {
-                dialog.showModal();
+            if (!made.dialog.open) {
+                made.before = document.activeElement;
+                made.dialog.showModal();
             }
         },
 

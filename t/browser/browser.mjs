@@ -57,6 +57,12 @@ export async function open(browser, options = {}) {
         }
     });
 
-    return { context, requests, complaints, warnings,
-             page: await context.newPage() };
+    return {
+        context, requests, complaints, warnings,
+        page: await context.newPage(),
+
+        reset() {
+            requests.length = complaints.length = warnings.length = 0;
+        },
+    };
 }
