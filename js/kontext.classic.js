@@ -82,7 +82,7 @@ function snapshot(messages) {
                 content: Array.isArray(text)
                          ? text.filter(part => part.type === 'text')
                                .map(part => part.text).join('\n')
-                         : String(text),
+                         : String(text ?? ''),
                 ...!isNaN(at) && { createdAt: at.toISOString() },
             };
         });
@@ -195,7 +195,7 @@ function createKontext(options = {}) {
     function onFrameEvent(ad, name, told) {
         if (name === 'ad.error') {
             fail(ad, string(told.message) || 'Ad error',
-                 string(told.errCode, 63) || 'unknown');
+                 string(told.errCode) || 'unknown');
             return;
         }
         const needs = EVENTS.get(name);
@@ -266,9 +266,11 @@ function createKontext(options = {}) {
         }, typeof timeout === 'number' && timeout > 0 ? timeout
                                                       : MODAL_WAIT) };
     }
-    function post(ad, type, data) {
-        ad.frame.contentWindow?.postMessage(
-            { type, data: { code: ad.code, ...data } }, origin);
+    function post({ ready, frame, code }, type, data) {
+        if (ready) {
+            frame.contentWindow?.postMessage(
+                { type, data: { code, ...data } }, origin);
+        }
     }
     function otherParams() {
         return { ...options.params, ...theme && { theme } };
@@ -337,7 +339,7 @@ function createKontext(options = {}) {
         'error-component-iframe'(ad, { message, errorType }) {
             closeModal(ad);
             fail(ad, string(message) || 'Modal error',
-                 string(errorType, 63) || 'modal_component_error');
+                 string(errorType) || 'modal_component_error');
         },
     };
     function onMessage({ source, origin: from, data: message }) {
@@ -352,7 +354,7 @@ function createKontext(options = {}) {
                 && [undefined, ad.code].includes(code)
                 && [undefined, 'modal'].includes(component))
             {
-                ad.attached = true;
+                ad.alive = true;
                 (inModal ? modal : inline)[type]?.(ad, data ?? {});
             }
         }
@@ -394,7 +396,7 @@ function createKontext(options = {}) {
             frame: frameFor(label, { height: 0 }),
         };
         for (const old of ads) {
-            if (old.attached && !old.element.isConnected) {
+            if (old.alive && !old.element.isConnected) {
                 old.close();
             }
         }
@@ -405,6 +407,11 @@ function createKontext(options = {}) {
                 if (!ad.asked) {
                     loaded.delete(bidId);
                 }
+            }
+        };
+        ad.frame.onload = () => {
+            if (ad.alive && ad.frame.contentDocument) {
+                ad.close();
             }
         };
         ad.element.role = 'group';
@@ -419,7 +426,6 @@ function createKontext(options = {}) {
         queueMicrotask(() => {
             if (ads.has(ad)) {
                 ad.asked = true;
-                ad.frame.onload = () => ad.frame.contentDocument && ad.close();
                 load(ad.frame, ad.url.href);
             }
         });
@@ -432,9 +438,7 @@ function createKontext(options = {}) {
         setTheme(name) {
             theme = name;
             for (const ad of ads) {
-                if (ad.ready) {
-                    post(ad, 'update-iframe', { otherParams: otherParams() });
-                }
+                post(ad, 'update-iframe', { otherParams: otherParams() });
             }
         },
         userEvent(name, payload) {

@@ -30,7 +30,7 @@ const EVENTS = new Map([
     ['reward.granted', []],
 ]);
 
-// the looks a frame may give itself: all within its place, no negative lengths
+// how a frame may look: it stays in its place, without negative lengths
 
 const PROPERTY = new RegExp(
     '^((margin|padding|border)(-(top|right|bottom|left))?|border-radius'
@@ -96,7 +96,7 @@ function address(text, base) {
 }
 
 
-// as a part of an address, too long for one if it is no JSON
+// for an address; too long for one if it is no JSON
 
 function json(value) {
     try {
@@ -125,7 +125,7 @@ function snapshot(messages) {
                 content: Array.isArray(text)
                          ? text.filter(part => part.type === 'text')
                                .map(part => part.text).join('\n')
-                         : String(text),
+                         : String(text ?? ''),
                 ...!isNaN(at) && { createdAt: at.toISOString() },
             };
         });
@@ -155,8 +155,8 @@ function frameFor(label, styles) {
 }
 
 
-// A frame is loaded again when it is moved in the document.  One that is in it
-// has its address in no attribute, and is an empty one then.
+// A frame that is moved in the document is loaded again, an empty one if it has
+// no address in an attribute.
 
 function load(frame, url) {
     frame.setAttribute('sandbox', SANDBOX);
@@ -217,7 +217,7 @@ export function createKontext(options = {}) {
     let sessionId;
     let queue = Promise.resolve();
 
-    // a sandbox that may run scripts holds only what is of another origin
+    // the sandbox holds only what is of another origin
 
     if (!/^https?:/.test(origin) || origin === location.origin) {
         throw new TypeError(`kontext: no origin for frames: ${origin}`);
@@ -293,7 +293,7 @@ export function createKontext(options = {}) {
     function onFrameEvent(ad, name, told) {
         if (name === 'ad.error') {
             fail(ad, string(told.message) || 'Ad error',
-                 string(told.errCode, 63) || 'unknown');
+                 string(told.errCode) || 'unknown');
             return;
         }
 
@@ -338,7 +338,7 @@ export function createKontext(options = {}) {
             modal.dialog.onclose = null;
             modal.dialog.close();
             modal.dialog.remove();
-            modal.before?.focus();          // frames do not get it back else
+            modal.before?.focus();
         }
     }
 
@@ -387,9 +387,11 @@ export function createKontext(options = {}) {
 
     // the inline frame
 
-    function post(ad, type, data) {
-        ad.frame.contentWindow?.postMessage(
-            { type, data: { code: ad.code, ...data } }, origin);
+    function post({ ready, frame, code }, type, data) {
+        if (ready) {
+            frame.contentWindow?.postMessage(
+                { type, data: { code, ...data } }, origin);
+        }
     }
 
     function otherParams() {
@@ -477,7 +479,7 @@ export function createKontext(options = {}) {
         'error-component-iframe'(ad, { message, errorType }) {
             closeModal(ad);
             fail(ad, string(message) || 'Modal error',
-                 string(errorType, 63) || 'modal_component_error');
+                 string(errorType) || 'modal_component_error');
         },
     };
 
@@ -496,7 +498,7 @@ export function createKontext(options = {}) {
                 && [undefined, ad.code].includes(code)
                 && [undefined, 'modal'].includes(component))
             {
-                ad.attached = true;
+                ad.alive = true;
                 (inModal ? modal : inline)[type]?.(ad, data ?? {});
             }
         }
@@ -548,10 +550,10 @@ export function createKontext(options = {}) {
             frame: frameFor(label, { height: 0 }),
         };
 
-        // those of messages that the page has thrown away
+        // of messages that the page has thrown away
 
         for (const old of ads) {
-            if (old.attached && !old.element.isConnected) {
+            if (old.alive && !old.element.isConnected) {
                 old.close();
             }
         }
@@ -564,6 +566,14 @@ export function createKontext(options = {}) {
                 if (!ad.asked) {
                     loaded.delete(bidId);
                 }
+            }
+        };
+
+        // an empty frame: it was moved
+
+        ad.frame.onload = () => {
+            if (ad.alive && ad.frame.contentDocument) {
+                ad.close();
             }
         };
 
@@ -583,7 +593,6 @@ export function createKontext(options = {}) {
         queueMicrotask(() => {
             if (ads.has(ad)) {
                 ad.asked = true;
-                ad.frame.onload = () => ad.frame.contentDocument && ad.close();
                 load(ad.frame, ad.url.href);
             }
         });
@@ -600,9 +609,7 @@ export function createKontext(options = {}) {
             theme = name;
 
             for (const ad of ads) {
-                if (ad.ready) {
-                    post(ad, 'update-iframe', { otherParams: otherParams() });
-                }
+                post(ad, 'update-iframe', { otherParams: otherParams() });
             }
         },
 

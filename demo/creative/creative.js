@@ -47,7 +47,10 @@ function inline() {
 
     new ResizeObserver(size).observe(document.body);
 
-    document.querySelector('[data-open-modal]').onclick = () => {
+    // the focus comes back to the frame, and from here to the button
+
+    document.querySelector('[data-open-modal]').onclick = ({ target }) => {
+        addEventListener('focus', () => target.focus(), { once: true });
         tell('open-component-iframe', { component: 'modal', timeout: 5000 });
     };
 

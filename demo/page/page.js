@@ -113,6 +113,15 @@ class Chat {
         const answer = add(message, 'div', 'answer');
         const turn = panel.begin(text);
         let content = '';
+        let waiting;
+
+        // not more often than it can be seen
+
+        const draw = () => {
+            waiting = undefined;
+            answer.replaceChildren(...render(content));
+            follow();
+        };
 
         message.ariaBusy = 'true';
         pinned = true;
@@ -121,7 +130,7 @@ class Chat {
         try {
             const response = await fetch('/v1/chat/completions', {
                 method: 'POST',
-                headers: this.headers,
+                headers: { ...this.headers, 'X-Turn': turn.id },
                 signal: this.stop.signal,
                 body: JSON.stringify({ model: 'demo-1', stream: true,
                                        messages }),
@@ -141,9 +150,8 @@ class Chat {
 
                 if (choice?.delta.content) {
                     content += choice.delta.content;
-                    answer.replaceChildren(...render(content));
+                    waiting ??= requestAnimationFrame(draw);
                     turn.mark('last');
-                    follow();
                 }
 
                 if (choice?.finish_reason) {
@@ -159,14 +167,16 @@ class Chat {
             }
         }
 
+        cancelAnimationFrame(waiting);
+        draw();
+
         if (content === '') {
             answer.remove();
         }
 
         messages.push({ role: 'assistant', content });
         message.ariaBusy = 'false';
-        follow();
-        await panel.finish(turn);
+        panel.finish(turn);
     }
 
     // the session ends with the chat

@@ -50,6 +50,7 @@ function logged(text) {
 
 class Turn {
     constructor(question) {
+        this.id = crypto.randomUUID();
         this.start = performance.now();
         this.lanes = node('div', 'lanes');
         this.facts = node('dl', 'facts');
@@ -74,7 +75,7 @@ class Turn {
     mark(name) {
         this[name] = performance.now() - this.start;
         this.first ??= this.last;
-        this.draw();
+        this.waiting ??= requestAnimationFrame(() => this.draw());
     }
 
     lane(...parts) {
@@ -95,6 +96,8 @@ class Turn {
     }
 
     draw() {
+        this.waiting = undefined;
+
         const held = this.hold > 0 ? this.finish - this.hold : this.finish;
 
         this.lanes.replaceChildren(
@@ -135,7 +138,7 @@ export class Panel {
     async refresh() {
         const response = await fetch(`${this.api}/sessions/${this.id}`);
 
-        if (response.ok) {
+        if (response.ok && !this.closed) {
             this.drawSession(await response.json());
         }
     }
@@ -160,6 +163,14 @@ export class Panel {
     }
 
     onEvent({ name, payload = {} }) {
+        if (name === 'session.closed') {
+            this.source.close();
+        }
+
+        if (this.closed) {
+            return;
+        }
+
         const item = node('li', '');
         const line = node('div', 'event');
         const { bidId, skipCode, errCode, count, revenue, content, area }
@@ -184,10 +195,6 @@ export class Panel {
             this.turn?.mark('ad');
             this.refresh();
         }
-
-        if (name === 'session.closed') {
-            this.source.close();
-        }
     }
 
     begin(question) {
@@ -201,14 +208,13 @@ export class Panel {
     async finish(turn) {
         for (let tries = 0; tries < LOG_TRIES; tries++) {
             const response = await fetch('/chats.log');
-            const lines = (await response.text()).split('\n')
-                .filter(line => line.includes(this.conversationId));
+            const line = (await response.text()).split('\n')
+                .find(text => text.includes(turn.id));
 
-            if (lines.length > (this.lines ?? 0)) {
-                const { kontext } = JSON.parse(lines.at(-1));
+            if (line) {
+                const { kontext } = JSON.parse(line);
                 const { status, reason, injected } = kontext;
 
-                this.lines = lines.length;
                 turn.hold = logged(kontext.hold_time);
                 turn.ad ??= logged(kontext.preload_time);
                 turn.status = reason ? `${status}: ${reason}`
@@ -219,9 +225,14 @@ export class Panel {
 
             await new Promise(done => setTimeout(done, LOG_PAUSE));
         }
+
+        turn.status = 'nginx has not seen it';
+        turn.draw();
     }
 
+    // the stream ends with the session
+
     close() {
-        this.source?.close();
+        this.closed = true;
     }
 }

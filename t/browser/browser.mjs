@@ -35,7 +35,7 @@ export function launch() {
 
 
 // A page, and all that a page should not do: what it says on the console,
-// what it throws, what it asks for and does not get.
+// what it throws, what it asks for and does not get, unless it gave it up.
 
 export async function open(browser, options = {}) {
     const context = await browser.newContext(options);
@@ -46,8 +46,13 @@ export async function open(browser, options = {}) {
     context.setDefaultTimeout(20_000);
 
     context.on('request', request => requests.push(request.url()));
-    context.on('requestfailed', request => complaints.push(
-        `${request.url()}: ${request.failure()?.errorText}`));
+    context.on('requestfailed', request => {
+        const text = request.failure()?.errorText;
+
+        if (text !== 'net::ERR_ABORTED') {
+            complaints.push(`${request.url()}: ${text}`);
+        }
+    });
     context.on('weberror', error => complaints.push(String(error.error())));
     context.on('console', message => {
         const to = message.type() === 'error' ? complaints : warnings;
