@@ -45,7 +45,7 @@ my @ADS = (
     { words => qr/travel|trip|visit|lisbon|city|weekend/i, brand => 'Nightline',
       icon => '🚆', revenue => 0.0078, button => 'Check dates',
       title => 'Wake up in Lisbon',
-      text  => 'Sleeper trains across Europe from 49 €, bikes welcome.' },
+      text  => 'Sleeper trains across Europe from 49 €, bikes welcome.' },
     { words => qr/code|program|nginx|bug|python/i, brand => 'Tracewell',
       icon => '🔎', revenue => 0.0052, button => 'Start free',
       title => 'See every request, keep every millisecond',

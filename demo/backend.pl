@@ -59,7 +59,7 @@ Three days are perfect for Lisbon.
 - **Day 2:** Belém – the monastery at opening time, then pastéis de nata still warm.
 - **Day 3:** The train to Sintra; book the Pena Palace for the first slot.
 
-May and September are the best months: 22 °C and half the queues.
+May and September are the best months: 22 °C and half the queues.
 END
 
     [ qr/code|program|nginx|bug|python/i, <<'END' ],

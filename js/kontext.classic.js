@@ -28,9 +28,10 @@ const PROPERTY = new RegExp(
 const VALUE = /^[a-z0-9 .,%#()]{1,64}$/i;
 const CSS = `
 :where(.kontext-ad) { margin: 12px 0 }
+:where(.kontext-iframe) { color-scheme: normal }
 :where(.kontext-label) { font-size: 12px; line-height: 18px; opacity: .75 }
 :where(.kontext-modal) { inset: 0; width: 100%; height: 100%; padding: 0;
-    border: 0; max-width: none; max-height: none; box-sizing: border-box }
+    border: 0; max-width: none; max-height: none }
 :where(.kontext-modal[open]) { display: flex; flex-direction: column }
 :where(.kontext-bar) { display: flex; align-items: center; padding: 4px 16px;
     justify-content: space-between }
@@ -43,6 +44,8 @@ const CSS = `
 `;
 let sheet;
 const loaded = globalThis[Symbol.for('kontext.bids')] ??= new Set();
+const gone = new Promise(
+    done => globalThis.addEventListener?.('pagehide', done));
 function kontextOf(value) {
     return [
         value?.type === 'data-kontext' ? value.data : null,
@@ -140,6 +143,7 @@ function createKontext(options = {}) {
                                ?? 'https://server.megabrain.co');
     const ads = new Set();
     let { theme } = options;
+    let closed;
     let sessionId;
     let queue = Promise.resolve();
     if (!/^https?:/.test(origin) || origin === location.origin) {
@@ -179,7 +183,8 @@ function createKontext(options = {}) {
         const event = { name, code: ad.code, payload: {
             bidId: ad.bidId, messageId: ad.messageId, ...members } };
         if (api && EVENTS.has(name)) {
-            queue = queue.then(() => report(event)).catch(() => {});
+            queue = Promise.race([queue, gone]).then(() => report(event))
+                           .catch(() => {});
         }
         onEvent?.(event);
     }
@@ -272,8 +277,9 @@ function createKontext(options = {}) {
                 { type, data: { code, ...data } }, origin);
         }
     }
-    function otherParams() {
-        return { ...options.params, ...theme && { theme } };
+    function otherParams({ url }) {
+        const name = theme ?? url.searchParams.get('theme');
+        return { ...options.params, ...name && { theme: name } };
     }
     function arrange(ad, shown, height = ad.height) {
         if (shown === ad.shown && height === ad.height) {
@@ -303,7 +309,7 @@ function createKontext(options = {}) {
             post(ad, 'update-iframe', {
                 sdk: ad.url.searchParams.get('sdk') ?? 'sdk-js',
                 messageId: ad.messageId, messages: ad.messages,
-                otherParams: otherParams(),
+                otherParams: otherParams(ad),
             });
         },
         'show-iframe'(ad) {
@@ -370,7 +376,7 @@ function createKontext(options = {}) {
     function show(target, value, { code, messages = [] } = {}) {
         const { messageId, ads: offers = [] } = kontextOf(value) ?? {};
         const offer = offers.find(one => one && (!code || one.code === code));
-        if (!offer) {
+        if (!offer || closed) {
             return null;
         }
         const reason = refusal(offer, messageId);
@@ -409,8 +415,11 @@ function createKontext(options = {}) {
                 }
             }
         };
-        ad.frame.onload = () => {
-            if (ad.alive && ad.frame.contentDocument) {
+        const ask = ad.frame.onload = () => {
+            if (ad.frame.contentWindow && !ad.asked && ads.has(ad)) {
+                ad.asked = true;
+                load(ad.frame, ad.url.href);
+            } else if (ad.alive && ad.frame.contentDocument) {
                 ad.close();
             }
         };
@@ -423,12 +432,7 @@ function createKontext(options = {}) {
         addStyles(target);
         loaded.add(bidId);
         ads.add(ad);
-        queueMicrotask(() => {
-            if (ads.has(ad)) {
-                ad.asked = true;
-                load(ad.frame, ad.url.href);
-            }
-        });
+        queueMicrotask(ask);
         return { bidId, messageId, code: ad.code, element: ad.element,
                  close: ad.close };
     }
@@ -438,7 +442,7 @@ function createKontext(options = {}) {
         setTheme(name) {
             theme = name;
             for (const ad of ads) {
-                post(ad, 'update-iframe', { otherParams: otherParams() });
+                post(ad, 'update-iframe', { otherParams: otherParams(ad) });
             }
         },
         userEvent(name, payload) {
@@ -448,6 +452,7 @@ function createKontext(options = {}) {
             }
         },
         close() {
+            closed = true;
             removeEventListener('message', onMessage);
             ads.forEach(ad => ad.close());
         },

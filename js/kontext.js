@@ -2,8 +2,8 @@
 //
 // kontext.js: shows the ads that nginx puts into chat answers; docs/page.md.
 //
-// The ad comes over the wire and its frame is somebody else's: neither is
-// trusted.  Nothing of them becomes markup, script or a style sheet.
+// Neither the wire nor a frame is trusted: nothing of them becomes markup,
+// script or a style sheet.
 
 const UUID = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/;
 
@@ -30,7 +30,7 @@ const EVENTS = new Map([
     ['reward.granted', []],
 ]);
 
-// how a frame may look: it stays in its place, without negative lengths
+// how a frame may look, without negative lengths
 
 const PROPERTY = new RegExp(
     '^((margin|padding|border)(-(top|right|bottom|left))?|border-radius'
@@ -42,9 +42,10 @@ const VALUE = /^[a-z0-9 .,%#()]{1,64}$/i;
 
 const CSS = `
 :where(.kontext-ad) { margin: 12px 0 }
+:where(.kontext-iframe) { color-scheme: normal }
 :where(.kontext-label) { font-size: 12px; line-height: 18px; opacity: .75 }
 :where(.kontext-modal) { inset: 0; width: 100%; height: 100%; padding: 0;
-    border: 0; max-width: none; max-height: none; box-sizing: border-box }
+    border: 0; max-width: none; max-height: none }
 :where(.kontext-modal[open]) { display: flex; flex-direction: column }
 :where(.kontext-bar) { display: flex; align-items: center; padding: 4px 16px;
     justify-content: space-between }
@@ -58,12 +59,17 @@ const CSS = `
 
 let sheet;
 
-// the bids that this page has loaded, by whatever copy of this file
+// the page's bids, by whatever copy of this file
 
 const loaded = globalThis[Symbol.for('kontext.bids')] ??= new Set();
 
+// reports do not wait for others then
 
-// the ads in a chunk, event, part or answer of whatever format, or null
+const gone = new Promise(
+    done => globalThis.addEventListener?.('pagehide', done));
+
+
+// the ads in whatever they came in, or null
 
 export function kontextOf(value) {
     return [
@@ -74,7 +80,7 @@ export function kontextOf(value) {
 }
 
 
-// a text of the wire or of a frame, or an empty one
+// a text, maybe an empty one
 
 function string(value, max = MAX_TEXT) {
     return typeof value === 'string'
@@ -82,7 +88,7 @@ function string(value, max = MAX_TEXT) {
 }
 
 
-// where a click may lead, or an empty text: no javascript:, no data:
+// of the web, or an empty text
 
 function address(text, base) {
     try {
@@ -96,7 +102,7 @@ function address(text, base) {
 }
 
 
-// for an address; too long for one if it is no JSON
+// for an address; too long if it is no JSON
 
 function json(value) {
     try {
@@ -108,7 +114,7 @@ function json(value) {
 }
 
 
-// what the ad was made for: the conversation up to the user's last message
+// what the ad was made for
 
 function snapshot(messages) {
     const turns = messages.filter(turn => /^(user|assistant)$/.test(turn.role));
@@ -132,8 +138,6 @@ function snapshot(messages) {
 }
 
 
-// styles set by script need no 'unsafe-inline'
-
 function element(name, className, styles) {
     const made = document.createElement(name);
 
@@ -155,8 +159,7 @@ function frameFor(label, styles) {
 }
 
 
-// A frame that is moved in the document is loaded again, an empty one if it has
-// no address in an attribute.
+// without an address in an attribute a frame that is moved comes empty
 
 function load(frame, url) {
     frame.setAttribute('sandbox', SANDBOX);
@@ -214,10 +217,11 @@ export function createKontext(options = {}) {
     const ads = new Set();
 
     let { theme } = options;
+    let closed;
     let sessionId;
     let queue = Promise.resolve();
 
-    // the sandbox holds only what is of another origin
+    // a sandbox does not hold what is of the same origin
 
     if (!/^https?:/.test(origin) || origin === location.origin) {
         throw new TypeError(`kontext: no origin for frames: ${origin}`);
@@ -269,7 +273,8 @@ export function createKontext(options = {}) {
             bidId: ad.bidId, messageId: ad.messageId, ...members } };
 
         if (api && EVENTS.has(name)) {
-            queue = queue.then(() => report(event)).catch(() => {});
+            queue = Promise.race([queue, gone]).then(() => report(event))
+                           .catch(() => {});
         }
 
         onEvent?.(event);
@@ -394,8 +399,10 @@ export function createKontext(options = {}) {
         }
     }
 
-    function otherParams() {
-        return { ...options.params, ...theme && { theme } };
+    function otherParams({ url }) {
+        const name = theme ?? url.searchParams.get('theme');
+
+        return { ...options.params, ...name && { theme: name } };
     }
 
     function arrange(ad, shown, height = ad.height) {
@@ -433,7 +440,7 @@ export function createKontext(options = {}) {
             post(ad, 'update-iframe', {
                 sdk: ad.url.searchParams.get('sdk') ?? 'sdk-js',
                 messageId: ad.messageId, messages: ad.messages,
-                otherParams: otherParams(),
+                otherParams: otherParams(ad),
             });
         },
 
@@ -521,7 +528,7 @@ export function createKontext(options = {}) {
         const { messageId, ads: offers = [] } = kontextOf(value) ?? {};
         const offer = offers.find(one => one && (!code || one.code === code));
 
-        if (!offer) {
+        if (!offer || closed) {
             return null;
         }
 
@@ -569,10 +576,14 @@ export function createKontext(options = {}) {
             }
         };
 
-        // an empty frame: it was moved
+        // once in the document; one that is empty then was moved
 
-        ad.frame.onload = () => {
-            if (ad.alive && ad.frame.contentDocument) {
+        const ask = ad.frame.onload = () => {
+            if (ad.frame.contentWindow && !ad.asked && ads.has(ad)) {
+                ad.asked = true;
+                load(ad.frame, ad.url.href);
+
+            } else if (ad.alive && ad.frame.contentDocument) {
                 ad.close();
             }
         };
@@ -585,17 +596,11 @@ export function createKontext(options = {}) {
         target.append(ad.element);
         addStyles(target);
 
-        // what is closed at once, as React's strict mode does, was not loaded
+        // what is closed at once, as in React's strict mode, was not loaded
 
         loaded.add(bidId);
         ads.add(ad);
-
-        queueMicrotask(() => {
-            if (ads.has(ad)) {
-                ad.asked = true;
-                load(ad.frame, ad.url.href);
-            }
-        });
+        queueMicrotask(ask);
 
         return { bidId, messageId, code: ad.code, element: ad.element,
                  close: ad.close };
@@ -609,7 +614,7 @@ export function createKontext(options = {}) {
             theme = name;
 
             for (const ad of ads) {
-                post(ad, 'update-iframe', { otherParams: otherParams() });
+                post(ad, 'update-iframe', { otherParams: otherParams(ad) });
             }
         },
 
@@ -621,6 +626,7 @@ export function createKontext(options = {}) {
         },
 
         close() {
+            closed = true;
             removeEventListener('message', onMessage);
             ads.forEach(ad => ad.close());
         },

@@ -87,7 +87,7 @@ class Chat {
                          'X-Conversation-Id': conversationId };
         this.kontext = createKontext({
             frameOrigin, api: API, userId, conversationId,
-            theme: root.dataset.theme,
+            theme: isDark() ? 'dark' : 'light',
             onEvent: ({ name }) => name === 'ad.height' && follow(),
         });
         this.panel = new Panel({ userId, conversationId, api: API });
@@ -260,17 +260,17 @@ function isDark() {
     return root.dataset.theme ? root.dataset.theme === 'dark' : dark.matches;
 }
 
-function nameTheme() {
+function applyTheme() {
     byId('theme').textContent = isDark() ? 'Light' : 'Dark';
+    chat.kontext.setTheme(isDark() ? 'dark' : 'light');
 }
 
 byId('theme').addEventListener('click', () => {
     root.dataset.theme = isDark() ? 'light' : 'dark';
-    chat.kontext.setTheme(root.dataset.theme);
-    nameTheme();
+    applyTheme();
 });
 
-dark.addEventListener('change', nameTheme);
+dark.addEventListener('change', applyTheme);
 
 
 // the panel, where the window is narrow
@@ -282,6 +282,6 @@ byId('more').addEventListener('click', () => {
     byId('more').textContent = open ? 'Back to the chat' : 'What happened';
 });
 
-nameTheme();
 chat = new Chat();
+applyTheme();
 input.focus();

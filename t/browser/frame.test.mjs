@@ -313,6 +313,21 @@ test('themes and user events reach the frames that are ready', async () => {
 });
 
 
+test('a theme that nginx has put into the address stays', async () => {
+    const { frame } = await ad();
+
+    await page.evaluate(() => window.kontext.setTheme('dark'));
+    await say(frame, says('init-iframe'));
+    await page.evaluate(() => window.kontext.setTheme(undefined));
+    await frame.waitForFunction(() => window.got.length === 2);
+
+    assert.deepEqual(
+        await frame.evaluate(() => window.got.map(
+            ({ data }) => data.otherParams)),
+        [{ theme: 'dark' }, { theme: 'light' }]);
+});
+
+
 test('events of a frame reach the page, with the bid of the ad', async () => {
     const { frame, bidId } = await shownAd();
     const common = { bidId, messageId: 'kx1_m' };
@@ -457,6 +472,49 @@ test('styles: within a shadow root, too', async () => {
         getComputedStyle(window.ad.element).marginTop,
         getComputedStyle(window.ad.element.firstChild).fontSize,
     ]), ['12px', '12px']);
+});
+
+
+// the colour of a point of the page
+
+async function colour(x, y) {
+    const png = (await page.screenshot()).toString('base64');
+    const other = await shown.context.newPage();
+
+    try {
+        return await other.evaluate(async ([png, x, y]) => {
+            const image = new Image();
+
+            image.src = `data:image/png;base64,${png}`;
+            await image.decode();
+
+            const canvas = new OffscreenCanvas(image.width, image.height);
+            const context = canvas.getContext('2d');
+
+            context.drawImage(image, 0, 0);
+
+            return [...context.getImageData(x, y, 1, 1).data.slice(0, 3)];
+        }, [png, x, y]);
+
+    } finally {
+        await other.close();
+    }
+}
+
+
+test('a frame without a background is transparent, on a dark page, too',
+     async () => {
+    await page.emulateMedia({ reducedMotion: 'reduce' });
+    await page.evaluate(() => {
+        document.documentElement.style.colorScheme = 'dark';
+        document.body.style.backgroundColor = '#123456';
+    });
+    await shownAd();
+
+    const { frame: { right, bottom } } = await looks();
+
+    assert.deepEqual(await colour(right - 5, bottom - 5), [0x12, 0x34, 0x56]);
+    await page.emulateMedia({ reducedMotion: null });
 });
 
 
@@ -764,6 +822,35 @@ test('never twice: a frame that is moved in the document is taken away',
 });
 
 
+test('never twice: one that was made before it was put into the page',
+     async () => {
+    const value = member();
+
+    await create();
+    assert.equal(await page.evaluate(value => {
+        const target = document.createElement('div');
+
+        target.id = 'late';
+        window.ad = window.kontext.show(target, value);
+
+        return window.kontext.show(target, value) === null
+               && new Promise(done => setTimeout(() => {
+                   document.querySelector('#chat').append(target);
+                   done(true);
+               }));
+    }, value), true);
+
+    await say(await frameOf(value.ads[0].bidId), says('init-iframe'),
+              says('show-iframe'), says('resize-iframe', { height: 50 }));
+    assert.equal((await looks()).frame.height, 50);
+
+    await page.evaluate(() => document.querySelector('#other').append(
+        document.querySelector('#late')));
+    await page.waitForFunction(() => !document.querySelector('iframe'));
+    assert.equal(site.seen.frames.length, 1);
+});
+
+
 test('one that is closed at once was not loaded: it can be shown still',
      async () => {
     const value = member();
@@ -794,6 +881,15 @@ test('an ad of a message that is gone listens no more', async () => {
 
     await page.evaluate(() => window.kontext.close());
     assert.equal((await looks()).ads, 0);
+
+    // nobody would hear it, and its bid would be lost
+
+    const value = member();
+
+    assert.equal(await show(value), false);
+    await create();
+    assert.equal(await show(value), true);
+    await frameOf(value.ads[0].bidId);
 });
 
 
@@ -1292,6 +1388,41 @@ test('reports: an API that fails is asked again with the next event',
         expected(/status of 503/);
 
     } finally {
+        site.answer = answer;
+    }
+});
+
+
+test('reports: what waits for others goes out when the user leaves',
+     async () => {
+    const { answer } = site;
+    let release;
+    const held = new Promise(done => { release = done; });
+
+    site.answer = async call => {
+        if (call.body.name === 'ad.render-started') {
+            await held;
+        }
+
+        return answer(call);
+    };
+
+    try {
+        const { frame } = await shownAd({ api: '/api' });
+
+        await say(frame, says('event-iframe', { name: 'ad.render-started' }));
+        await calls(2);
+        await say(frame, says('event-iframe', { name: 'ad.render-completed' }),
+                  view);
+        assert.equal(site.seen.calls.length, 2);
+
+        await page.goto(site.page);
+        assert.deepEqual((await calls(4)).slice(2).map(({ body }) => body.name)
+                                          .sort(),
+                         ['ad.render-completed', 'ad.viewed']);
+
+    } finally {
+        release();
         site.answer = answer;
     }
 });

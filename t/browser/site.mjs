@@ -75,7 +75,7 @@ export async function startSite() {
 
             seen.calls.push(call);
 
-            const [status, answer] = site.answer(call);
+            const [status, answer] = await site.answer(call);
 
             send('application/json', JSON.stringify(answer), status);
 
@@ -101,7 +101,7 @@ export async function startSite() {
         frames: frames.origin,
         stranger: stranger.origin,
 
-        // what the session API says to a call: [ status, body ]
+        // what the session API says to a call, now or later: [ status, body ]
 
         answer: ({ url }) => url.endsWith('/sessions')
             ? [201, { sessionId: 'kxs_1' }]
