@@ -13,7 +13,6 @@
 #include <stdlib.h>
 
 
-#define KX_MAX_PRELOAD_TIMEOUT 600000
 #define KX_MAX_REVENUE_LEN     32
 
 #define KX_BODY_SIZE           2048  /* of a body without messages, mostly */
