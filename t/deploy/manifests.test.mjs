@@ -31,7 +31,7 @@ const manifests = files('kubernetes', /\.yaml$/);
 // the variables that the entrypoint knows
 
 const known = new Set(read('docker/entrypoint')
-    .match(/^known='([^']*)'/m)[1].trim().split(/\s+/));
+    .match(/^known='([^']*)'/m)[1].match(/^KONTEXT[A-Z_]*/gm));
 
 const dockerfile = read('docker/Dockerfile');
 
