@@ -47,6 +47,13 @@ ngx_http_kontext_ask(ngx_http_request_t *r, ngx_http_kontext_call_e kind,
 
     ask = NULL;
 
+    if (kind == NGX_HTTP_KONTEXT_CALL_INIT
+        && !ngx_http_kontext_breaker_allows(turn->conf))
+    {
+        ngx_http_kontext_session_init_cancel(turn);
+        return NGX_ERROR;
+    }
+
     if (ctx || ngx_http_kontext_late < NGX_HTTP_KONTEXT_LATE_CALLS) {
         ask = ngx_http_kontext_ask_create(r, kind, turn, ar);
     }
@@ -229,6 +236,11 @@ ngx_http_kontext_ask_preload(ngx_http_kontext_call_t *call)
     kx_protocol_preload_answer(&a, call->status, call->data, call->len,
                                klcf->placements->elts,
                                klcf->placements->nelts, call->track_only);
+
+    /* an answer that cannot be read is none */
+
+    ngx_http_kontext_breaker_end(call, a.failed ? KX_BREAKER_FAILED
+                                                : KX_BREAKER_ANSWERED);
 
     ngx_http_kontext_ask_over(ask);
 
@@ -435,9 +447,12 @@ ngx_http_kontext_ask_leave(ngx_http_kontext_ask_t *ask)
 
     kind = ask->call->kind;
 
-    /* without the API an ad that comes later is of no use to anybody */
+    /*
+     * Without the API an ad that comes later is of no use to anybody, but the
+     * breaker may wait for an answer.
+     */
 
-    if (ngx_http_kontext_has_api(ask->turn.conf)
+    if ((ngx_http_kontext_has_api(ask->turn.conf) || ask->call->probe)
         && ngx_http_kontext_late < NGX_HTTP_KONTEXT_LATE_CALLS
         && !ngx_exiting)
     {

@@ -14,6 +14,8 @@
 
 static kx_reason_e ngx_http_kontext_turn_ask(ngx_http_kontext_ctx_t *ctx,
     ngx_pool_t *pool);
+static void ngx_http_kontext_turn_drop(ngx_http_kontext_ctx_t *ctx,
+    ngx_http_kontext_session_t *s);
 static void ngx_http_kontext_set_session(ngx_http_kontext_ctx_t *ctx,
     const u_char *id);
 
@@ -47,6 +49,8 @@ ngx_http_kontext_turn_ask(ngx_http_kontext_ctx_t *ctx, ngx_pool_t *pool)
     unsigned                     i, n;
     kx_pool_t                    scratch;
     ngx_msec_t                   timeout;
+    ngx_uint_t                   probe;
+    kx_reason_e                  reason;
     kx_message_t                *messages;
     kx_ad_request_t              ar;
     ngx_http_request_t          *r;
@@ -95,6 +99,17 @@ ngx_http_kontext_turn_ask(ngx_http_kontext_ctx_t *ctx, ngx_pool_t *pool)
         return KX_REASON_DISABLED;
     }
 
+    probe = 0;
+
+    if (s.turn == KX_TURN_ASK) {
+        reason = ngx_http_kontext_breaker_admit(ctx->conf, &probe);
+
+        if (reason != KX_REASON_NONE) {
+            ngx_http_kontext_turn_drop(ctx, &s);
+            return reason;
+        }
+    }
+
     if (s.turn == KX_TURN_REUSE) {
         ngx_http_kontext_reuse(ctx, &s);
 
@@ -129,14 +144,7 @@ ngx_http_kontext_turn_ask(ngx_http_kontext_ctx_t *ctx, ngx_pool_t *pool)
         || kx_options_apply(&ar, &s.options, &ctx->pool) != KX_OK)
     {
 
-        if (s.init) {
-            ngx_http_kontext_session_init_cancel(&ctx->turn);
-        }
-
-        if (s.turn == KX_TURN_ASK) {
-            ngx_http_kontext_session_cancel(&ctx->turn);
-        }
-
+        ngx_http_kontext_turn_drop(ctx, &s);
         return KX_REASON_NO_MEMORY;
     }
 
@@ -159,7 +167,25 @@ ngx_http_kontext_turn_ask(ngx_http_kontext_ctx_t *ctx, ngx_pool_t *pool)
         return KX_REASON_NO_MEMORY;
     }
 
+    ctx->ask->call->probe = probe;
+
     return KX_REASON_NONE;
+}
+
+
+/* what the session has told to ask is not asked: the next turn may */
+
+static void
+ngx_http_kontext_turn_drop(ngx_http_kontext_ctx_t *ctx,
+    ngx_http_kontext_session_t *s)
+{
+    if (s->init) {
+        ngx_http_kontext_session_init_cancel(&ctx->turn);
+    }
+
+    if (s->turn == KX_TURN_ASK) {
+        ngx_http_kontext_session_cancel(&ctx->turn);
+    }
 }
 
 

@@ -887,6 +887,16 @@ kx_protocol_preload_answer(kx_preload_answer_t *a, unsigned status,
 }
 
 
+void
+kx_protocol_no_answer(kx_preload_answer_t *a, kx_ad_outcome_e outcome,
+    const char *code)
+{
+    memset(a, 0, sizeof(kx_preload_answer_t));
+
+    kx_protocol_outcome(a, outcome, code);
+}
+
+
 static cJSON *
 kx_protocol_decode(const unsigned char *body, size_t len)
 {

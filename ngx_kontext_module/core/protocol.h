@@ -211,6 +211,13 @@ void kx_protocol_preload_answer(kx_preload_answer_t *a, unsigned status,
     unsigned nplacements, unsigned track_only);
 
 /*
+ * The same for a preload that was not sent: an outcome without an ad, and why
+ * as a code of at most KX_MAX_CODE bytes.
+ */
+void kx_protocol_no_answer(kx_preload_answer_t *a, kx_ad_outcome_e outcome,
+    const char *code);
+
+/*
  * Writes the URL of a bid's frame (protocol.md 12.1), all parameters percent
  * encoded.  Returns the place after it, or NULL when it does not fit before
  * end.
