@@ -12,6 +12,7 @@
  *   ngx_http_kontext_turn.c        what is asked for it, and what came of it
  *   ngx_http_kontext_ad_request.c  puts together what an ad call may say
  *   ngx_http_kontext_ask.c         /init and /preload, and their answers
+ *   ngx_http_kontext_privacy.c     and what it may not
  *   ngx_http_kontext_breaker.c     whether the ad server is to be asked
  *   ngx_http_kontext_ad_call.c     calls, in background subrequests
  *   ngx_http_kontext_detach.c      of requests that no client waits for
@@ -45,8 +46,10 @@
 
 #include "core/breaker.h"
 #include "core/chat/dialect.h"
+#include "core/consent.h"
 #include "core/device.h"
 #include "core/feed.h"
+#include "core/redact.h"
 #include "core/responses.h"
 #include "core/session_table.h"
 #include "core/status.h"
@@ -203,6 +206,8 @@ struct ngx_http_kontext_loc_conf_s {
     size_t                             max_body;
     ngx_int_t                          max_calls;
     kx_breaker_conf_t                  breaker;    /* failures 0: not given */
+    kx_consent_conf_t                 *consent;
+    ngx_uint_t                         redact;     /* KX_REDACT_* */
 
     ngx_uint_t                         enabled;    /* may be on */
 
@@ -840,6 +845,26 @@ ngx_int_t ngx_http_kontext_events(ngx_http_request_t *r,
     uint64_t newest, ngx_msec_t interval);
 
 
+/* privacy */
+
+char *ngx_http_kontext_consent_set(ngx_conf_t *cf, ngx_command_t *cmd,
+    void *conf);
+char *ngx_http_kontext_redact_set(ngx_conf_t *cf, ngx_command_t *cmd,
+    void *conf);
+char *ngx_http_kontext_privacy_merge(ngx_conf_t *cf,
+    ngx_http_kontext_loc_conf_t *conf, ngx_http_kontext_loc_conf_t *prev);
+
+/* Does the client say that its data are not to be sold or shared? */
+ngx_uint_t ngx_http_kontext_gpc(ngx_http_request_t *r);
+
+/* Sets ar->consent, by what is in ar. */
+void ngx_http_kontext_consent(ngx_http_kontext_loc_conf_t *klcf,
+    kx_ad_request_t *ar);
+
+/* Takes the ids out; pool lives as long as ar.  NGX_OK or NGX_ERROR. */
+ngx_int_t ngx_http_kontext_anonymise(kx_ad_request_t *ar, ngx_pool_t *pool);
+
+
 /* breaker */
 
 char *ngx_http_kontext_breaker(ngx_conf_t *cf, ngx_command_t *cmd,
@@ -988,6 +1013,9 @@ ngx_int_t ngx_http_kontext_call_body(ngx_http_request_t *r,
  */
 ngx_http_request_t *ngx_http_kontext_detach(ngx_http_request_t *from);
 void ngx_http_kontext_detach_free(ngx_http_request_t *r);
+
+/* Forgets whose it is: it has no address then. */
+void ngx_http_kontext_detach_anonymous(ngx_http_request_t *r);
 
 /* Takes back a delay that its subrequest has asked for. */
 void ngx_http_kontext_detach_calm(ngx_http_request_t *r);

@@ -165,6 +165,10 @@ ngx_http_kontext_ask_create(ngx_http_request_t *r,
 
     call->token = ask->who.publisher_token;
 
+    if (ar->consent != KX_CONSENT_ASK) {
+        ngx_http_kontext_detach_anonymous(call->request);
+    }
+
     return ask;
 }
 
@@ -243,6 +247,13 @@ ngx_http_kontext_ask_preload(ngx_http_kontext_call_t *call)
                                                 : KX_BREAKER_ANSWERED);
 
     ngx_http_kontext_ask_over(ask);
+
+    if (ask->who.consent != KX_CONSENT_ASK) {
+
+        /* a session of nobody's: it is not to be known by it again */
+
+        a.has_session = 0;
+    }
 
     pool.alloc = ngx_http_kontext_alloc;
     pool.data = call->request->pool;

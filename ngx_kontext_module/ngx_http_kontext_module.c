@@ -307,6 +307,20 @@ static ngx_command_t  ngx_http_kontext_commands[] = {
       offsetof(ngx_http_kontext_loc_conf_t, regulatory),
       ngx_http_kontext_regulatory_params },
 
+    { ngx_string("kontext_consent"),
+      NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF|NGX_CONF_1MORE,
+      ngx_http_kontext_consent_set,
+      NGX_HTTP_LOC_CONF_OFFSET,
+      0,
+      NULL },
+
+    { ngx_string("kontext_redact"),
+      NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF|NGX_CONF_1MORE,
+      ngx_http_kontext_redact_set,
+      NGX_HTTP_LOC_CONF_OFFSET,
+      0,
+      NULL },
+
     { ngx_string("kontext_device"),
       NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF|NGX_CONF_1MORE,
       ngx_http_kontext_params,
@@ -1165,6 +1179,7 @@ ngx_http_kontext_create_loc_conf(ngx_conf_t *cf)
      *     klcf->frame_origin = { 0, NULL };
      *     klcf->site = NULL;
      *     klcf->breaker.failures = 0;
+     *     klcf->consent = NULL;
      *     klcf->enabled = 0;
      *     klcf->status = 0;
      *     klcf->api = 0;
@@ -1192,6 +1207,7 @@ ngx_http_kontext_create_loc_conf(ngx_conf_t *cf)
     klcf->preload_timeout = NGX_CONF_UNSET_MSEC;
     klcf->max_body = NGX_CONF_UNSET_SIZE;
     klcf->max_calls = NGX_CONF_UNSET;
+    klcf->redact = NGX_CONF_UNSET_UINT;
     klcf->api_origins = NGX_CONF_UNSET_PTR;
 
     return klcf;
@@ -1258,6 +1274,10 @@ ngx_http_kontext_merge_loc_conf(ngx_conf_t *cf, void *parent, void *child)
     ngx_conf_merge_ptr_value(conf->api_origins, prev->api_origins, NULL);
 
     ngx_http_kontext_breaker_merge(conf, prev);
+
+    if (ngx_http_kontext_privacy_merge(cf, conf, prev) != NGX_CONF_OK) {
+        return NGX_CONF_ERROR;
+    }
 
     clcf = ngx_http_conf_get_module_loc_conf(cf, ngx_http_core_module);
 

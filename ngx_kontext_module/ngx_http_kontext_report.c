@@ -52,7 +52,7 @@ ngx_http_kontext_report(ngx_http_request_t *r, ngx_http_kontext_turn_t *turn,
     size_t                           len;
     ngx_http_kontext_report_kind_t  *kind;
 
-    if (turn->no_errors) {
+    if (turn->no_errors || ar->consent != KX_CONSENT_ASK) {
         return;
     }
 
@@ -95,7 +95,7 @@ ngx_http_kontext_debug(ngx_http_request_t *r, ngx_http_kontext_turn_t *turn,
     ngx_log_debug2(NGX_LOG_DEBUG_HTTP, r->connection->log, 0,
                    "kontext %s %s", name, data);
 
-    if (!turn->debug) {
+    if (!turn->debug || ar->consent != KX_CONSENT_ASK) {
         return;
     }
 

@@ -14,6 +14,8 @@
 
 static kx_reason_e ngx_http_kontext_turn_ask(ngx_http_kontext_ctx_t *ctx,
     ngx_pool_t *pool);
+static kx_reason_e ngx_http_kontext_turn_request(ngx_http_kontext_ctx_t *ctx,
+    ngx_http_kontext_session_t *s, kx_ad_request_t *ar);
 static void ngx_http_kontext_turn_drop(ngx_http_kontext_ctx_t *ctx,
     ngx_http_kontext_session_t *s);
 static void ngx_http_kontext_set_session(ngx_http_kontext_ctx_t *ctx,
@@ -99,6 +101,31 @@ ngx_http_kontext_turn_ask(ngx_http_kontext_ctx_t *ctx, ngx_pool_t *pool)
         return KX_REASON_DISABLED;
     }
 
+    reason = ngx_http_kontext_turn_request(ctx, &s, &ar);
+
+    if (reason == KX_REASON_NONE) {
+
+        /* what is not on the wire is when a message was said: an order is */
+
+        for (i = 0; i < n; i++) {
+            messages[i].created = s.wall - (n - 1 - i) * 1000;
+        }
+
+        ar.messages = messages;
+        ar.nmessages = n;
+
+        if (ar.consent == KX_CONSENT_ANONYMOUS
+            && ngx_http_kontext_anonymise(&ar, pool) != NGX_OK)
+        {
+            reason = KX_REASON_NO_MEMORY;
+        }
+    }
+
+    if (reason != KX_REASON_NONE) {
+        ngx_http_kontext_turn_drop(ctx, &s);
+        return reason;
+    }
+
     probe = 0;
 
     if (s.turn == KX_TURN_ASK) {
@@ -123,31 +150,6 @@ ngx_http_kontext_turn_ask(ngx_http_kontext_ctx_t *ctx, ngx_pool_t *pool)
         return KX_REASON_NONE;
     }
 
-    ngx_memzero(&ar, sizeof(kx_ad_request_t));
-
-    ar.publisher_token = ctx->token;
-    ar.user_id = ctx->user;
-    ar.conversation_id = ctx->conversation;
-
-    /* what is not on the wire is when a message was said: an order is */
-
-    for (i = 0; i < n; i++) {
-        messages[i].created = s.wall - (n - 1 - i) * 1000;
-    }
-
-    ar.messages = messages;
-    ar.nmessages = n;
-    ar.has_session = s.has_server_id;
-    ngx_memcpy(ar.session, s.server_id, KX_ID_LEN);
-
-    if (ngx_http_kontext_ad_request(r, ctx->conf, &ar) != NGX_OK
-        || kx_options_apply(&ar, &s.options, &ctx->pool) != KX_OK)
-    {
-
-        ngx_http_kontext_turn_drop(ctx, &s);
-        return KX_REASON_NO_MEMORY;
-    }
-
     if (s.init) {
         (void) ngx_http_kontext_ask(r, NGX_HTTP_KONTEXT_CALL_INIT,
                                     &ctx->turn, &ar, ctx,
@@ -168,6 +170,44 @@ ngx_http_kontext_turn_ask(ngx_http_kontext_ctx_t *ctx, ngx_pool_t *pool)
     }
 
     ctx->ask->call->probe = probe;
+
+    return KX_REASON_NONE;
+}
+
+
+/* what may be said, without messages; or why nothing may */
+
+static kx_reason_e
+ngx_http_kontext_turn_request(ngx_http_kontext_ctx_t *ctx,
+    ngx_http_kontext_session_t *s, kx_ad_request_t *ar)
+{
+    ngx_memzero(ar, sizeof(kx_ad_request_t));
+
+    ar->publisher_token = ctx->token;
+    ar->user_id = ctx->user;
+    ar->conversation_id = ctx->conversation;
+    ar->has_session = s->has_server_id;
+    ngx_memcpy(ar->session, s->server_id, KX_ID_LEN);
+
+    if (ngx_http_kontext_ad_request(ctx->request, ctx->conf, ar) != NGX_OK
+        || kx_options_apply(ar, &s->options, &ctx->pool) != KX_OK)
+    {
+        return KX_REASON_NO_MEMORY;
+    }
+
+    ngx_http_kontext_consent(ctx->conf, ar);
+
+    if (ar->consent == KX_CONSENT_SKIP) {
+        return KX_REASON_CONSENT;
+    }
+
+    if (ar->consent == KX_CONSENT_ANONYMOUS && s->init) {
+
+        /* it would say who is there: the next turn that may will send it */
+
+        s->init = 0;
+        ngx_http_kontext_session_init_cancel(&ctx->turn);
+    }
 
     return KX_REASON_NONE;
 }

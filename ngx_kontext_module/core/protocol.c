@@ -6,6 +6,7 @@
 #include "protocol.h"
 #include "hash.h"
 #include "json_scan.h"
+#include "redact.h"
 #include "tree.h"
 
 #include <math.h>
@@ -40,6 +41,8 @@ static int kx_ad_request_string(kx_str_t *dst, const kx_str_t *src,
 static int kx_protocol_common(cJSON *body, const kx_ad_request_t *r);
 static int kx_protocol_placements(cJSON *body, const kx_ad_request_t *r);
 static int kx_protocol_messages(cJSON *body, const kx_ad_request_t *r);
+static char *kx_protocol_content(const kx_ad_request_t *r,
+    const kx_message_t *m, size_t max, size_t *len, unsigned *cut);
 static cJSON *kx_protocol_message(const kx_message_t *m, const char *content);
 static int kx_protocol_sdk(cJSON *body, const kx_ad_request_t *r);
 static int kx_protocol_device(cJSON *body, const kx_device_t *d);
@@ -138,6 +141,7 @@ kx_ad_request_who(kx_ad_request_t *dst, const kx_ad_request_t *src,
 {
     memset(dst, 0, sizeof(kx_ad_request_t));
 
+    dst->consent = src->consent;
     dst->has_session = src->has_session;
     memcpy(dst->session, src->session, KX_ID_LEN);
 
@@ -440,7 +444,7 @@ kx_protocol_messages(cJSON *body, const kx_ad_request_t *r)
             continue;
         }
 
-        content = kx_tree_text(&m->content, left, &len, &cut);
+        content = kx_protocol_content(r, m, left, &len, &cut);
         if (content == NULL) {
             return KX_ERROR;
         }
@@ -472,6 +476,31 @@ kx_protocol_messages(cJSON *body, const kx_ad_request_t *r)
     }
 
     return KX_OK;
+}
+
+
+static char *
+kx_protocol_content(const kx_ad_request_t *r, const kx_message_t *m,
+    size_t max, size_t *len, unsigned *cut)
+{
+    char           *content;
+    kx_str_t        text;
+    unsigned char  *copy;
+
+    /* one as long as there may be has been cut, with what was in its way */
+
+    if (kx_redact(&text, &copy, &m->content, r->redact,
+                  m->content.len > KX_MAX_CONTENT - 4)
+        != KX_OK)
+    {
+        return NULL;
+    }
+
+    content = kx_tree_text(&text, max, len, cut);
+
+    free(copy);
+
+    return content;
 }
 
 

@@ -105,6 +105,10 @@ typedef struct {
     kx_message_t        *messages;   /* oldest first, the user's newest last */
     unsigned             nmessages;
 
+    unsigned             redact;     /* KX_REDACT_* of redact.h, of messages */
+    unsigned             gpc;        /* the header Sec-GPC said so */
+    unsigned             consent;    /* kx_consent_e of consent.h */
+
     kx_device_t          device;
     kx_character_t       character;  /* used if id and name are given */
     kx_regulatory_t      regulatory;
