@@ -34,11 +34,12 @@
 /* what may be taken from the pool: by a request for each of its bytes */
 
 #define FUZZ_SCAN       4
-#define FUZZ_MESSAGES   3
+#define FUZZ_MESSAGES   4
 
-/* and without any, the first hashes; by an answer besides its state */
+/* and without any, the list of messages and the first hashes; by an answer
+   besides its state */
 
-#define FUZZ_SCAN_MIN   512
+#define FUZZ_SCAN_MIN   (512 + KX_MAX_MESSAGES * sizeof(kx_kept_t))
 #define FUZZ_ANSWER     20480
 
 #define FUZZ_GO_ON      0x02         /* options: the first finish is none */
@@ -483,6 +484,37 @@ fuzz_frame(fuzz_run_t *r, size_t end)
 }
 
 
+/* frames that are but compared with the one before, up to end */
+
+static inline void
+fuzz_repeat(fuzz_run_t *r, size_t end)
+{
+    const unsigned char  *p, *last, *next;
+
+    if (r->kept || (r->options & (FUZZ_PLAIN|FUZZ_LARGE))) {
+        return;
+    }
+
+    p = r->p + r->start;
+    last = kx_answer_repeat(&r->answer, &r->framer, p, r->p + end);
+
+    while (p < last) {
+        next = kx_framer_next(&r->framer, p, last);
+
+        check(next != NULL);
+
+        fuzz_note(r, (uint64_t) (next - r->p));
+        fuzz_note(r, KX_FRAME_PASS);
+        fuzz_note(r, r->answer.refused);
+
+        p = next;
+    }
+
+    r->start = (size_t) (p - r->p);
+    r->before = r->framer;
+}
+
+
 static inline size_t
 fuzz_piece(unsigned *cut, size_t left)
 {
@@ -541,6 +573,11 @@ fuzz_run(fuzz_run_t *r, kx_conversation_t *cv, kx_framing_e framing,
         n = fuzz_piece(&cut, len - pos);
 
         while (!r->stop) {
+
+            if (r->start >= pos) {
+                fuzz_repeat(r, pos + n);
+            }
+
             next = kx_framer_next(&r->framer, p + (r->start > pos ? r->start
                                                                   : pos),
                                   p + pos + n);

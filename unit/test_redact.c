@@ -14,6 +14,8 @@
 
 #include "redact.h"
 
+#include <cjson/cJSON.h>
+
 #include <cmocka.h>
 
 
@@ -50,7 +52,7 @@ redact(const char *text, size_t len, unsigned kinds, unsigned cut,
     memcpy(result, out.data, out.len);
     result[out.len] = '\0';
 
-    free(copy);
+    cJSON_free(copy);
     free(exact);
 }
 

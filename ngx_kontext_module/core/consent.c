@@ -33,6 +33,14 @@ typedef struct {
 } kx_bits_t;
 
 
+/* a section that a GPP string has */
+
+typedef struct {
+    unsigned              id;
+    kx_str_t              text;
+} kx_gpp_part_t;
+
+
 /* a section of US states: where its fields "opt out" are, of two bits each */
 
 typedef struct {
@@ -47,9 +55,12 @@ static unsigned kx_tcf_vendor(kx_bits_t *b, unsigned vendor);
 static unsigned kx_tcfca_denied(const kx_str_t *s);
 static unsigned kx_usp_denied(const kx_str_t *s);
 static unsigned kx_gpp_denied(const kx_regulatory_t *g, unsigned vendor);
+static unsigned kx_gpp_read(const kx_str_t *gpp, kx_gpp_part_t *parts);
 static unsigned kx_gpp_ids(const kx_str_t *header, unsigned *ids);
 static unsigned kx_gpp_fibonacci(kx_bits_t *b);
 static unsigned kx_gpp_applies(const kx_regulatory_t *g, unsigned id);
+static const kx_str_t *kx_gpp_find(const kx_gpp_part_t *parts, unsigned n,
+    unsigned id);
 static unsigned kx_gpp_section_denied(unsigned id, const kx_str_t *s,
     unsigned vendor);
 static unsigned kx_gpp_state_denied(const kx_gpp_section_t *section,
@@ -89,13 +100,27 @@ static const kx_gpp_section_t  kx_gpp_sections[] = {
 unsigned
 kx_consent_denied(const kx_regulatory_t *g, unsigned gpc, unsigned vendor)
 {
-    unsigned  denied;
+    unsigned         n, denied;
+    kx_gpp_part_t    parts[KX_CONSENT_MAX_SECTIONS];
+    const kx_str_t  *consent;
 
     denied = 0;
+    consent = &g->gdpr_consent;
+
+    if (g->gdpr == 1 && consent->len == 0) {
+
+        /* it may have been given in the other string */
+
+        n = kx_gpp_read(&g->gpp, parts);
+
+        if (n <= KX_CONSENT_MAX_SECTIONS) {
+            consent = kx_gpp_find(parts, n, KX_GPP_TCFEU);
+        }
+    }
 
     if (g->gdpr != 0
-        && (g->gdpr == 1 || g->gdpr_consent.len)
-        && kx_tcf_denied(&g->gdpr_consent, vendor))
+        && (g->gdpr == 1 || consent->len)
+        && (consent == NULL || kx_tcf_denied(consent, vendor)))
     {
         denied |= 1 << KX_SIGNAL_GDPR;
     }
@@ -252,37 +277,64 @@ kx_usp_denied(const kx_str_t *s)
 static unsigned
 kx_gpp_denied(const kx_regulatory_t *g, unsigned vendor)
 {
-    unsigned  i, n, ids[KX_CONSENT_MAX_SECTIONS];
-    kx_str_t  rest, item;
+    unsigned       i, n;
+    kx_gpp_part_t  parts[KX_CONSENT_MAX_SECTIONS];
 
-    if (g->gpp.len == 0) {
-        return 0;
-    }
-
-    rest = g->gpp;
-
-    (void) kx_consent_next(&rest, '~', &item);
-
-    n = kx_gpp_ids(&item, ids);
+    n = kx_gpp_read(&g->gpp, parts);
 
     if (n > KX_CONSENT_MAX_SECTIONS) {
         return 1;
     }
 
-    for (i = 0; i < n; i++) {
+    /* one that applies and is not there cannot have said yes */
 
-        if (!kx_consent_next(&rest, '~', &item)) {
-            return 1;
-        }
-
-        if (kx_gpp_applies(g, ids[i])
-            && kx_gpp_section_denied(ids[i], &item, vendor))
+    for (i = 0; i < g->ngpp_sid; i++) {
+        if (g->gpp_sid[i] > 0
+            && kx_gpp_find(parts, n, (unsigned) g->gpp_sid[i]) == NULL)
         {
             return 1;
         }
     }
 
-    return rest.len != 0;
+    for (i = 0; i < n; i++) {
+        if (kx_gpp_applies(g, parts[i].id)
+            && kx_gpp_section_denied(parts[i].id, &parts[i].text, vendor))
+        {
+            return 1;
+        }
+    }
+
+    return 0;
+}
+
+
+/* the sections of a string, or more than there can be: it cannot be read */
+
+static unsigned
+kx_gpp_read(const kx_str_t *gpp, kx_gpp_part_t *parts)
+{
+    unsigned  i, n, ids[KX_CONSENT_MAX_SECTIONS];
+    kx_str_t  rest, header;
+
+    if (gpp->len == 0) {
+        return 0;
+    }
+
+    rest = *gpp;
+
+    (void) kx_consent_next(&rest, '~', &header);
+
+    n = kx_gpp_ids(&header, ids);
+
+    for (i = 0; i < n && n <= KX_CONSENT_MAX_SECTIONS; i++) {
+        parts[i].id = ids[i];
+
+        if (!kx_consent_next(&rest, '~', &parts[i].text)) {
+            return KX_CONSENT_MAX_SECTIONS + 1;
+        }
+    }
+
+    return rest.len ? KX_CONSENT_MAX_SECTIONS + 1 : n;
 }
 
 
@@ -377,6 +429,21 @@ kx_gpp_applies(const kx_regulatory_t *g, unsigned id)
     }
 
     return g->ngpp_sid == 0;
+}
+
+
+static const kx_str_t *
+kx_gpp_find(const kx_gpp_part_t *parts, unsigned n, unsigned id)
+{
+    unsigned  i;
+
+    for (i = 0; i < n; i++) {
+        if (parts[i].id == id) {
+            return &parts[i].text;
+        }
+    }
+
+    return NULL;
 }
 
 

@@ -9,7 +9,7 @@
 
 #include "redact.h"
 
-#include <stdlib.h>
+#include <cjson/cJSON.h>
 
 
 #define KX_REDACT_MIN_DIGITS  6
@@ -321,7 +321,7 @@ kx_redact(kx_str_t *out, unsigned char **copy, const kx_str_t *text,
     }
 
     if (r.failed) {
-        free(r.copy);
+        cJSON_free(r.copy);
         return KX_ERROR;
     }
 
@@ -510,7 +510,7 @@ kx_redact_put(kx_redact_t *r, const unsigned char *start,
         n = (size_t) (r->last - r->text);
         n += n / 6 + 8;
 
-        r->copy = malloc(n);
+        r->copy = cJSON_malloc(n);
 
         if (r->copy == NULL) {
             r->failed = 1;
