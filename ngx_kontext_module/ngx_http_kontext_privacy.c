@@ -33,6 +33,7 @@ static ngx_http_kontext_name_t  ngx_http_kontext_signals[] = {
     { ngx_string("us_privacy"), KX_SIGNAL_US_PRIVACY },
     { ngx_string("coppa"), KX_SIGNAL_COPPA },
     { ngx_string("gpc"), KX_SIGNAL_GPC },
+    { ngx_string("unreadable"), KX_SIGNAL_UNREADABLE },
     { ngx_null_string, 0 }
 };
 
@@ -128,8 +129,9 @@ ngx_http_kontext_consent_bad(ngx_conf_t *cf, ngx_str_t *value)
                        "invalid parameter \"%V\" in \"kontext_consent\", "
                        "write \"skip\", \"anonymous\" or \"ask\", and after "
                        "it what is done otherwise for \"gdpr=\", \"gpp=\", "
-                       "\"us_privacy=\", \"coppa=\" or \"gpc=\", such as "
-                       "\"skip gpc=anonymous\"", value);
+                       "\"us_privacy=\", \"coppa=\", \"gpc=\" or "
+                       "\"unreadable=\", such as \"skip gpc=anonymous\"",
+                       value);
 
     return NGX_CONF_ERROR;
 }
@@ -214,7 +216,7 @@ ngx_http_kontext_privacy_merge(ngx_conf_t *cf,
         return NGX_CONF_OK;
     }
 
-    /* who has said no is not asked about */
+    /* who has said no is not asked about; what nobody can read is passed on */
 
     conf->consent = ngx_pcalloc(cf->pool, sizeof(kx_consent_conf_t));
     if (conf->consent == NULL) {
@@ -224,6 +226,8 @@ ngx_http_kontext_privacy_merge(ngx_conf_t *cf,
     for (i = 0; i < KX_SIGNALS; i++) {
         conf->consent->actions[i] = KX_CONSENT_SKIP;
     }
+
+    conf->consent->actions[KX_SIGNAL_UNREADABLE] = KX_CONSENT_ASK;
 
     return NGX_CONF_OK;
 }

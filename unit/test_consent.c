@@ -271,11 +271,13 @@ test_tcf(void **state)
 
     /* what cannot be read */
 
-    assert_int_equal(denied_gdpr(1, "1", 0), DENIED(GDPR));
+    assert_int_equal(denied_gdpr(1, "1", 0), DENIED(UNREADABLE));
     assert_int_equal(denied_gdpr(1, "BOEFEAyOEFEAyAHABDENAI4AAAB9vABAASA", 0),
-                     DENIED(GDPR));
-    assert_int_equal(denied_gdpr(1, ".", 0), DENIED(GDPR));
-    assert_int_equal(denied_gdpr(1, "~", 0), DENIED(GDPR));
+                     DENIED(UNREADABLE));
+    assert_int_equal(denied_gdpr(1, ".", 0), DENIED(UNREADABLE));
+    assert_int_equal(denied_gdpr(1, "~", 0), DENIED(UNREADABLE));
+    assert_int_equal(denied_gdpr(-1, "~", 0), DENIED(UNREADABLE));
+    assert_int_equal(denied_gdpr(0, "~", 0), 0);
 
     tcf(&b, 3, 0);
     len = strlen(b.text);
@@ -285,8 +287,8 @@ test_tcf(void **state)
 
         /* the last one with a bit that is looked at */
 
-        if (len <= 200 / 6) {
-            assert_int_equal(denied_gdpr(1, b.text, 0), DENIED(GDPR));
+        if (len && len <= 200 / 6) {
+            assert_int_equal(denied_gdpr(1, b.text, 0), DENIED(UNREADABLE));
         }
     }
 
@@ -294,7 +296,7 @@ test_tcf(void **state)
     b.text[26] = '*';
     assert_int_equal(denied_gdpr(1, b.text, 0), 0);
     b.text[25] = '*';
-    assert_int_equal(denied_gdpr(1, b.text, 0), DENIED(GDPR));
+    assert_int_equal(denied_gdpr(1, b.text, 0), DENIED(UNREADABLE));
 }
 
 
@@ -322,7 +324,7 @@ test_vendors(void **state)
     /* the end is missing */
 
     b.text[230 / 6] = '\0';
-    assert_int_equal(denied_gdpr(1, b.text, 12), DENIED(GDPR));
+    assert_int_equal(denied_gdpr(1, b.text, 12), DENIED(UNREADABLE));
 
     /* ranges */
 
@@ -344,7 +346,7 @@ test_vendors(void **state)
 
     b.text[strlen(b.text) - 3] = '\0';
     assert_int_equal(denied_gdpr(1, b.text, 5), 0);
-    assert_int_equal(denied_gdpr(1, b.text, 755), DENIED(GDPR));
+    assert_int_equal(denied_gdpr(1, b.text, 755), DENIED(UNREADABLE));
 }
 
 
@@ -358,8 +360,11 @@ test_usp(void **state)
     };
 
     static const char *const  no[] = {
-        "1YYN", "1NYN", "1-Y-", "1yyy", "1YN", "1YNNN", "2YNN", "YYNN",
-        "1Y N", "1", "1ZNN"
+        "1YYN", "1NYN", "1-Y-", "1yyy"
+    };
+
+    static const char *const  nothing[] = {
+        "1YN", "1YNNN", "2YNN", "YYNN", "1Y N", "1", "1ZNN"
     };
 
     for (i = 0; i < sizeof(yes) / sizeof(yes[0]); i++) {
@@ -368,6 +373,10 @@ test_usp(void **state)
 
     for (i = 0; i < sizeof(no) / sizeof(no[0]); i++) {
         assert_int_equal(denied_usp(no[i]), DENIED(US_PRIVACY));
+    }
+
+    for (i = 0; i < sizeof(nothing) / sizeof(nothing[0]); i++) {
+        assert_int_equal(denied_usp(nothing[i]), DENIED(UNREADABLE));
     }
 }
 
@@ -403,9 +412,9 @@ test_gpp(void **state)
     assert_int_equal(denied_gpp(text, -1), DENIED(GPP));
     assert_int_equal(denied_gpp(text, 2), 0);
     assert_int_equal(denied_gpp(text, 6), DENIED(GPP));
-    assert_int_equal(denied_gpp(text, 7), DENIED(GPP));
+    assert_int_equal(denied_gpp(text, 7), DENIED(UNREADABLE));
     assert_int_equal(denied_gpp(text, 0), 0);
-    assert_int_equal(denied_gpp("", 7), DENIED(GPP));
+    assert_int_equal(denied_gpp("", 7), DENIED(UNREADABLE));
     assert_int_equal(denied_gpp("", 0), 0);
 
     assert_int_equal(denied_gpp(gpp(usp, usp_yes), -1), 0);
@@ -474,22 +483,27 @@ test_gpp(void **state)
         {
             const char *const  cut[] = { "BA" };
 
-            assert_int_equal(denied_gpp(gpp(id, cut), -1), DENIED(GPP));
+            assert_int_equal(denied_gpp(gpp(id, cut), -1),
+                             DENIED(UNREADABLE));
         }
     }
 
     /* what nobody knows, and what cannot be read */
 
-    assert_int_equal(denied_gpp(gpp(other, any), -1), DENIED(GPP));
-    assert_int_equal(denied_gpp("DBACNYA~" TC_BOTH, -1), DENIED(GPP));
-    assert_int_equal(denied_gpp("DBABMA~" TC_BOTH "~1YNN", -1), DENIED(GPP));
-    assert_int_equal(denied_gpp("DBABMA", -1), DENIED(GPP));
-    assert_int_equal(denied_gpp("DBA", -1), DENIED(GPP));
-    assert_int_equal(denied_gpp("CBABMA~" TC_BOTH, -1), DENIED(GPP));
-    assert_int_equal(denied_gpp("DCABMA~" TC_BOTH, -1), DENIED(GPP));
-    assert_int_equal(denied_gpp("~", -1), DENIED(GPP));
-    assert_int_equal(denied_gpp("hello", -1), DENIED(GPP));
-    assert_int_equal(denied_gpp("DB__________", -1), DENIED(GPP));
+    assert_int_equal(denied_gpp(gpp(other, any), -1), DENIED(UNREADABLE));
+    assert_int_equal(denied_gpp("DBACNYA~" TC_BOTH, -1),
+                     DENIED(UNREADABLE));
+    assert_int_equal(denied_gpp("DBABMA~" TC_BOTH "~1YNN", -1),
+                     DENIED(UNREADABLE));
+    assert_int_equal(denied_gpp("DBABMA", -1), DENIED(UNREADABLE));
+    assert_int_equal(denied_gpp("DBA", -1), DENIED(UNREADABLE));
+    assert_int_equal(denied_gpp("CBABMA~" TC_BOTH, -1),
+                     DENIED(UNREADABLE));
+    assert_int_equal(denied_gpp("DCABMA~" TC_BOTH, -1),
+                     DENIED(UNREADABLE));
+    assert_int_equal(denied_gpp("~", -1), DENIED(UNREADABLE));
+    assert_int_equal(denied_gpp("hello", -1), DENIED(UNREADABLE));
+    assert_int_equal(denied_gpp("DB__________", -1), DENIED(UNREADABLE));
     assert_int_equal(denied_gpp("DBAA", -1), 0);
 }
 
@@ -524,7 +538,7 @@ test_gpp_range(void **state)
     fibonacci(&b, 1);
     fibonacci(&b, 60000);
 
-    assert_int_equal(denied_gpp(b.text, -1), DENIED(GPP));
+    assert_int_equal(denied_gpp(b.text, -1), DENIED(UNREADABLE));
 }
 
 
@@ -548,7 +562,8 @@ test_gdpr_in_gpp(void **state)
     assert_int_equal(kx_consent_denied(&g, 0, 0), DENIED(GDPR) | DENIED(GPP));
 
     string(&g.gpp, "x");
-    assert_int_equal(kx_consent_denied(&g, 0, 0), DENIED(GDPR) | DENIED(GPP));
+    assert_int_equal(kx_consent_denied(&g, 0, 0), DENIED(GDPR)
+                                                  | DENIED(UNREADABLE));
 
     string(&g.gpp, "DBAA");
     assert_int_equal(kx_consent_denied(&g, 0, 0), DENIED(GDPR));

@@ -412,23 +412,48 @@ test_untouched(void **state)
 static void
 test_cut(void **state)
 {
-    char      result[256];
+    char      result[8192], text[4097];
     unsigned  i;
 
     static const char *const  cases[][2] = {
-        { "Write to bob@exam", "Write to" },
-        { "Write to bob@example.c", "Write to" },
+        { "Write to bob@exam", "Write to " },
+        { "Write to bob@example.c", "Write to " },
+        { "Write to bob@", "Write to " },
+        { "Write to bob%40example", "Write to " },
+        { "Write to bob\xef\xbc\xa0" "example", "Write to " },
         { "Call (415) 555-01", "Call" },
+        { "Call +49", "Call" },
         { "Pay 4111 1111 1111 11", "Pay" },
-        { "Use sk-abcdefghijklmn", "Use" },
-        { "All is well.", "All is" },
-        { "w", "" },
+        { "Pay \xef\xbc\x94\xef\xbc\x91", "Pay" },
+        { "Use sk-abcdefghijklmn", "Use " },
+        { "Use {\"key\":\"AKIAABC", "Use " },
+        { "Use eyJhbGciOiJIUzI1NiJ9.eyJzdW", "Use " },
+        { "Use API_KEY=abc", "Use " },
+        { "Authorization: Bearer abc", "Authorization: Bearer " },
+        { "-----BEGIN PRIVATE KEY-----\nMIIEpAIBAAKCAQEA0Z3VS5JJcds3xfn/yg"
+          "\nMII", "[key]" },
+
+        { "All is well.", NULL },
+        { "All is well. ", NULL },
+        { "caf\xc3\xa9", NULL },
+        { "task", NULL },
+        { "01234567890123456789012345678901234567890", NULL },
+        { "w", NULL },
     };
 
     for (i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
         redact(cases[i][0], strlen(cases[i][0]), KX_REDACT_ALL, 1, result);
-        assert_string_equal(result, cases[i][1]);
+        assert_string_equal(result, cases[i][1] ? cases[i][1] : cases[i][0]);
     }
+
+    /* a word without an end */
+
+    for (i = 0; i < 4096; i++) {
+        text[i] = (i % 3) ? '\xa9' : '\xe2';
+    }
+
+    redact(text, 4096, KX_REDACT_ALL, 1, result);
+    assert_memory_equal(result, text, 4096);
 }
 
 

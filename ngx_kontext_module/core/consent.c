@@ -23,6 +23,15 @@
 #define KX_GPP_GPC           1       /* type of a segment */
 
 
+/* what a string says */
+
+typedef enum {
+    KX_SAYS_YES = 0,
+    KX_SAYS_NO,
+    KX_SAYS_NOTHING                  /* it cannot be read */
+} kx_says_e;
+
+
 /* base64url, read bit by bit; failed once there are none */
 
 typedef struct {
@@ -50,20 +59,21 @@ typedef struct {
 } kx_gpp_section_t;
 
 
-static unsigned kx_tcf_denied(const kx_str_t *s, unsigned vendor);
+static unsigned kx_consent_signal(kx_says_e says, kx_signal_e signal);
+static kx_says_e kx_tcf_says(const kx_str_t *s, unsigned vendor);
 static unsigned kx_tcf_vendor(kx_bits_t *b, unsigned vendor);
-static unsigned kx_tcfca_denied(const kx_str_t *s);
-static unsigned kx_usp_denied(const kx_str_t *s);
-static unsigned kx_gpp_denied(const kx_regulatory_t *g, unsigned vendor);
+static kx_says_e kx_tcfca_says(const kx_str_t *s);
+static kx_says_e kx_usp_says(const kx_str_t *s);
+static kx_says_e kx_gpp_says(const kx_regulatory_t *g, unsigned vendor);
 static unsigned kx_gpp_read(const kx_str_t *gpp, kx_gpp_part_t *parts);
 static unsigned kx_gpp_ids(const kx_str_t *header, unsigned *ids);
 static unsigned kx_gpp_fibonacci(kx_bits_t *b);
 static unsigned kx_gpp_applies(const kx_regulatory_t *g, unsigned id);
 static const kx_str_t *kx_gpp_find(const kx_gpp_part_t *parts, unsigned n,
     unsigned id);
-static unsigned kx_gpp_section_denied(unsigned id, const kx_str_t *s,
+static kx_says_e kx_gpp_section_says(unsigned id, const kx_str_t *s,
     unsigned vendor);
-static unsigned kx_gpp_state_denied(const kx_gpp_section_t *section,
+static kx_says_e kx_gpp_state_says(const kx_gpp_section_t *section,
     const kx_str_t *s);
 static unsigned kx_consent_next(kx_str_t *rest, unsigned char delimiter,
     kx_str_t *item);
@@ -113,24 +123,25 @@ kx_consent_denied(const kx_regulatory_t *g, unsigned gpc, unsigned vendor)
 
         n = kx_gpp_read(&g->gpp, parts);
 
-        if (n <= KX_CONSENT_MAX_SECTIONS) {
-            consent = kx_gpp_find(parts, n, KX_GPP_TCFEU);
-        }
+        consent = (n <= KX_CONSENT_MAX_SECTIONS)
+                  ? kx_gpp_find(parts, n, KX_GPP_TCFEU) : NULL;
     }
 
-    if (g->gdpr != 0
-        && (g->gdpr == 1 || consent->len)
-        && (consent == NULL || kx_tcf_denied(consent, vendor)))
-    {
+    if (consent == NULL) {
         denied |= 1 << KX_SIGNAL_GDPR;
+
+    } else if (g->gdpr != 0 && consent->len) {
+        denied |= kx_consent_signal(kx_tcf_says(consent, vendor),
+                                    KX_SIGNAL_GDPR);
     }
 
-    if (kx_gpp_denied(g, vendor)) {
-        denied |= 1 << KX_SIGNAL_GPP;
+    if (g->gpp.len || g->ngpp_sid) {
+        denied |= kx_consent_signal(kx_gpp_says(g, vendor), KX_SIGNAL_GPP);
     }
 
-    if (g->us_privacy.len && kx_usp_denied(&g->us_privacy)) {
-        denied |= 1 << KX_SIGNAL_US_PRIVACY;
+    if (g->us_privacy.len) {
+        denied |= kx_consent_signal(kx_usp_says(&g->us_privacy),
+                                    KX_SIGNAL_US_PRIVACY);
     }
 
     if (g->coppa == 1) {
@@ -142,6 +153,23 @@ kx_consent_denied(const kx_regulatory_t *g, unsigned gpc, unsigned vendor)
     }
 
     return denied;
+}
+
+
+static unsigned
+kx_consent_signal(kx_says_e says, kx_signal_e signal)
+{
+    switch (says) {
+
+    case KX_SAYS_NO:
+        return 1 << signal;
+
+    case KX_SAYS_NOTHING:
+        return 1 << KX_SIGNAL_UNREADABLE;
+
+    default:
+        return 0;
+    }
 }
 
 
@@ -167,8 +195,8 @@ kx_consent(const kx_consent_conf_t *conf, const kx_regulatory_t *g,
 
 /* IAB TCF 2.2: purpose 1 is to store, purpose 2 is to select basic ads */
 
-static unsigned
-kx_tcf_denied(const kx_str_t *s, unsigned vendor)
+static kx_says_e
+kx_tcf_says(const kx_str_t *s, unsigned vendor)
 {
     unsigned   one, consents;
     kx_str_t   rest, core;
@@ -180,21 +208,25 @@ kx_tcf_denied(const kx_str_t *s, unsigned vendor)
     kx_bits_init(&b, &core);
 
     if (kx_bits_get(&b, 6) != KX_TCF_VERSION) {
-        return 1;
+        return KX_SAYS_NOTHING;
     }
 
     consents = kx_bits_at(&b, KX_TCF_CONSENTS, 2);
     one = kx_bits_at(&b, KX_TCF_ONE, 1);
 
+    if (b.failed) {
+        return KX_SAYS_NOTHING;
+    }
+
     if (!(consents & 1) || !((consents & 2) || one)) {
-        return 1;
+        return KX_SAYS_NO;
     }
 
     if (vendor && !kx_tcf_vendor(&b, vendor)) {
-        return 1;
+        return b.failed ? KX_SAYS_NOTHING : KX_SAYS_NO;
     }
 
-    return b.failed;
+    return KX_SAYS_YES;
 }
 
 
@@ -227,8 +259,8 @@ kx_tcf_vendor(kx_bits_t *b, unsigned vendor)
 
 /* IAB TCF Canada: a purpose has express consent, or an implied one */
 
-static unsigned
-kx_tcfca_denied(const kx_str_t *s)
+static kx_says_e
+kx_tcfca_says(const kx_str_t *s)
 {
     unsigned   consents;
     kx_str_t   rest, core;
@@ -240,71 +272,87 @@ kx_tcfca_denied(const kx_str_t *s)
     kx_bits_init(&b, &core);
 
     if (kx_bits_get(&b, 6) == 0) {
-        return 1;
+        return KX_SAYS_NOTHING;
     }
 
     consents = kx_bits_at(&b, KX_TCFCA_EXPRESS, 2)
                | kx_bits_at(&b, KX_TCFCA_IMPLIED, 2);
 
-    return consents != 3 || b.failed;
+    if (b.failed) {
+        return KX_SAYS_NOTHING;
+    }
+
+    return (consents == 3) ? KX_SAYS_YES : KX_SAYS_NO;
 }
 
 
 /* IAB US Privacy: "1YNN", the third character is the sale opted out of? */
 
-static unsigned
-kx_usp_denied(const kx_str_t *s)
+static kx_says_e
+kx_usp_says(const kx_str_t *s)
 {
     size_t         i;
     unsigned char  c;
 
     if (s->len != 4 || s->data[0] != '1') {
-        return 1;
+        return KX_SAYS_NOTHING;
     }
 
     for (i = 1; i < 4; i++) {
         c = s->data[i];
 
         if (c != 'Y' && c != 'N' && c != '-' && c != 'y' && c != 'n') {
-            return 1;
+            return KX_SAYS_NOTHING;
         }
     }
 
-    return s->data[2] == 'Y' || s->data[2] == 'y';
+    return (s->data[2] == 'Y' || s->data[2] == 'y') ? KX_SAYS_NO : KX_SAYS_YES;
 }
 
 
-static unsigned
-kx_gpp_denied(const kx_regulatory_t *g, unsigned vendor)
+static kx_says_e
+kx_gpp_says(const kx_regulatory_t *g, unsigned vendor)
 {
     unsigned       i, n;
+    kx_says_e      says, one;
     kx_gpp_part_t  parts[KX_CONSENT_MAX_SECTIONS];
 
     n = kx_gpp_read(&g->gpp, parts);
 
     if (n > KX_CONSENT_MAX_SECTIONS) {
-        return 1;
+        return KX_SAYS_NOTHING;
     }
 
-    /* one that applies and is not there cannot have said yes */
+    says = KX_SAYS_YES;
+
+    for (i = 0; i < n; i++) {
+
+        if (!kx_gpp_applies(g, parts[i].id)) {
+            continue;
+        }
+
+        one = kx_gpp_section_says(parts[i].id, &parts[i].text, vendor);
+
+        if (one == KX_SAYS_NO) {
+            return KX_SAYS_NO;
+        }
+
+        if (one == KX_SAYS_NOTHING) {
+            says = KX_SAYS_NOTHING;
+        }
+    }
+
+    /* one that applies and is not there */
 
     for (i = 0; i < g->ngpp_sid; i++) {
         if (g->gpp_sid[i] > 0
             && kx_gpp_find(parts, n, (unsigned) g->gpp_sid[i]) == NULL)
         {
-            return 1;
+            says = KX_SAYS_NOTHING;
         }
     }
 
-    for (i = 0; i < n; i++) {
-        if (kx_gpp_applies(g, parts[i].id)
-            && kx_gpp_section_denied(parts[i].id, &parts[i].text, vendor))
-        {
-            return 1;
-        }
-    }
-
-    return 0;
+    return says;
 }
 
 
@@ -447,37 +495,37 @@ kx_gpp_find(const kx_gpp_part_t *parts, unsigned n, unsigned id)
 }
 
 
-static unsigned
-kx_gpp_section_denied(unsigned id, const kx_str_t *s, unsigned vendor)
+static kx_says_e
+kx_gpp_section_says(unsigned id, const kx_str_t *s, unsigned vendor)
 {
     const kx_gpp_section_t  *section;
 
     switch (id) {
 
     case KX_GPP_TCFEU:
-        return kx_tcf_denied(s, vendor);
+        return kx_tcf_says(s, vendor);
 
     case KX_GPP_TCFCA:
-        return kx_tcfca_denied(s);
+        return kx_tcfca_says(s);
 
     case KX_GPP_USP:
-        return kx_usp_denied(s);
+        return kx_usp_says(s);
     }
 
     for (section = kx_gpp_sections; section->id; section++) {
         if (section->id == id) {
-            return kx_gpp_state_denied(section, s);
+            return kx_gpp_state_says(section, s);
         }
     }
 
     /* one that nobody knows here */
 
-    return 1;
+    return KX_SAYS_NOTHING;
 }
 
 
-static unsigned
-kx_gpp_state_denied(const kx_gpp_section_t *section, const kx_str_t *s)
+static kx_says_e
+kx_gpp_state_says(const kx_gpp_section_t *section, const kx_str_t *s)
 {
     unsigned   i;
     kx_str_t   rest, segment;
@@ -490,23 +538,23 @@ kx_gpp_state_denied(const kx_gpp_section_t *section, const kx_str_t *s)
 
     for (i = 0; i < section->n; i++) {
         if (kx_bits_at(&b, section->bit + 2 * i, 2) == 1) {
-            return 1;
+            return KX_SAYS_NO;
         }
     }
 
     if (b.failed) {
-        return 1;
+        return KX_SAYS_NOTHING;
     }
 
     while (kx_consent_next(&rest, '.', &segment)) {
         kx_bits_init(&b, &segment);
 
         if (kx_bits_get(&b, 2) == KX_GPP_GPC && kx_bits_get(&b, 1)) {
-            return 1;
+            return KX_SAYS_NO;
         }
     }
 
-    return 0;
+    return KX_SAYS_YES;
 }
 
 

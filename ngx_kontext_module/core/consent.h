@@ -6,7 +6,7 @@
  * The signals: IAB TCF 2 (gdpr and its string), IAB GPP (with the sections
  * TCF, TCF Canada, US Privacy, US National and those of states), US Privacy,
  * COPPA, and the header Sec-GPC of the Global Privacy Control.  A string that
- * is there and cannot be read is a no.
+ * is there and cannot be read is a signal of its own: it says neither.
  */
 
 
@@ -22,10 +22,11 @@ typedef enum {
     KX_SIGNAL_GPP,
     KX_SIGNAL_US_PRIVACY,
     KX_SIGNAL_COPPA,
-    KX_SIGNAL_GPC
+    KX_SIGNAL_GPC,
+    KX_SIGNAL_UNREADABLE             /* one of the three strings */
 } kx_signal_e;
 
-#define KX_SIGNALS  (KX_SIGNAL_GPC + 1)
+#define KX_SIGNALS  (KX_SIGNAL_UNREADABLE + 1)
 
 
 /* what is done after a no, the strictest last */

@@ -21,7 +21,7 @@
 #define KX_REDACT_MIN_TOKEN   16
 #define KX_REDACT_CUE         40     /* bytes in front of a number */
 #define KX_REDACT_PEM         240    /* of its first lines */
-#define KX_REDACT_TAIL        256
+#define KX_REDACT_TAIL        4096  /* of a last word that was cut */
 
 
 /* of 64 bits, a value in each byte */
@@ -103,7 +103,14 @@ static const unsigned char *kx_redact_at(kx_redact_t *r,
     const unsigned char *p);
 static void kx_redact_put(kx_redact_t *r, const unsigned char *start,
     const unsigned char *end, const char *what);
+
 static void kx_redact_tail(kx_str_t *text);
+static unsigned kx_tail_begins(const unsigned char *start,
+    const unsigned char *p, const unsigned char *last);
+static const unsigned char *kx_tail_number(const unsigned char *start,
+    const unsigned char *last);
+static unsigned kx_digit_behind(const unsigned char *p,
+    const unsigned char *start);
 
 static const unsigned char *kx_redact_email(kx_redact_t *r,
     const unsigned char *p, size_t len);
@@ -128,6 +135,8 @@ static const unsigned char *kx_number_read(kx_number_t *n,
 static const unsigned char *kx_number_separator(const unsigned char *p,
     const unsigned char *last, unsigned *sep);
 static void kx_number_trim(kx_number_t *n, const kx_redact_t *r);
+static const unsigned char *kx_number_start(const kx_number_t *n, unsigned i,
+    unsigned m);
 static unsigned kx_number_value(const kx_number_t *n, unsigned group);
 static unsigned kx_number_total(const kx_number_t *n, unsigned from,
     unsigned to);
@@ -342,40 +351,137 @@ kx_redact(kx_str_t *out, unsigned char **copy, const kx_str_t *text,
 }
 
 
-/* the last word, and digits in front of it */
+/* the last word if it may be the beginning of something, and a last number */
 
 static void
 kx_redact_tail(kx_str_t *text)
 {
-    size_t                n;
-    unsigned              digit;
-    const unsigned char  *p, *start;
+    const unsigned char  *p, *last, *start;
 
     start = text->data;
-    p = text->data + text->len;
+    last = text->data + text->len;
 
-    for (n = 0; p > start && p[-1] > ' ' && n < KX_REDACT_TAIL; n++) {
-        p--;
-    }
-
-    while (p > start && n < 2 * KX_REDACT_TAIL
-           && (p[-1] == ' ' || p[-1] == '-' || p[-1] == '(' || p[-1] == ')'
-               || p[-1] == '+' || p[-1] == '.' || p[-1] == '/'
-               || kx_digit(p - 1, p, &digit)))
-    {
-        p--;
-        n++;
+    for (p = last; p > start && p[-1] > ' '; p--) {
+        if (last - p == KX_REDACT_TAIL) {
+            break;
+        }
     }
 
     /* not in the middle of a character */
 
-    while (p > start && p < text->data + text->len
-           && (*p & 0xc0) == 0x80)
-    {
+    while (p > start && p < last && (*p & 0xc0) == 0x80) {
         p--;
     }
 
-    text->len = (size_t) (p - start);
+    if (kx_tail_begins(start, p, last)) {
+        last = p;
+    }
+
+    text->len = (size_t) (kx_tail_number(start, last) - start);
+}
+
+
+static unsigned
+kx_tail_begins(const unsigned char *start, const unsigned char *p,
+    const unsigned char *last)
+{
+    size_t                len, left;
+    const kx_key_t       *k;
+    const unsigned char  *q;
+
+    for (q = p; q < last; q++) {
+        left = (size_t) (last - q);
+
+        if (left <= KX_REDACT_MAX_DOMAIN
+            && (*q == '@'
+                || (left >= 3 && memcmp(q, "%40", 3) == 0)
+                || (left >= 3 && memcmp(q, "\xef\xbc\xa0", 3) == 0)))
+        {
+            return 1;
+        }
+
+        if (!kx_is_word(*q) || (q > p && kx_is_word(q[-1]))) {
+            continue;
+        }
+
+        if (left >= 3 && memcmp(q, "eyJ", 3) == 0) {
+            return 1;
+        }
+
+        for (k = kx_keys; k->prefix != NULL; k++) {
+            len = strlen(k->prefix);
+
+            if (left >= len && memcmp(q, k->prefix, len) == 0) {
+                return 1;
+            }
+        }
+
+        if (kx_token_leads(q, start)) {
+            return 1;
+        }
+    }
+
+    return 0;
+}
+
+
+/* where the last groups of digits begin, if the last one may be a number's */
+
+static const unsigned char *
+kx_tail_number(const unsigned char *start, const unsigned char *last)
+{
+    unsigned              n, digits;
+    const unsigned char  *p;
+
+    digits = 0;
+
+    for (p = last; p > start; p -= n, digits++) {
+        n = kx_digit_behind(p, start);
+
+        if (n == 0) {
+            break;
+        }
+
+        if (digits == KX_REDACT_MAX_DIGITS) {
+            return last;
+        }
+    }
+
+    while (p > start && last - p < KX_REDACT_MAX_LOCAL) {
+        n = kx_digit_behind(p, start);
+
+        if (n) {
+            digits++;
+
+        } else if (p[-1] == ' ' || p[-1] == '-' || p[-1] == '.'
+                   || p[-1] == '/' || p[-1] == '(' || p[-1] == ')'
+                   || p[-1] == '+')
+        {
+            n = 1;
+
+        } else {
+            break;
+        }
+
+        p -= n;
+    }
+
+    return digits ? p : last;
+}
+
+
+static unsigned
+kx_digit_behind(const unsigned char *p, const unsigned char *start)
+{
+    unsigned  n, digit;
+
+    for (n = 1; n <= 3 && p - start >= (ssize_t) n; n++) {
+        if (kx_digit(p - n, p, &digit) == n) {
+            return n;
+        }
+    }
+
+    return 0;
 }
 
 
@@ -828,7 +934,7 @@ kx_redact_number(kx_redact_t *r, const unsigned char *p)
     unsigned              i, m, max, more, known;
     kx_number_t           n;
     const char           *what;
-    const unsigned char  *start, *end;
+    const unsigned char  *end;
 
     end = kx_number_skip(r, p);
 
@@ -879,13 +985,8 @@ kx_redact_number(kx_redact_t *r, const unsigned char *p)
             continue;
         }
 
-        start = (i == 0) ? n.start : n.groups[i].start;
-
-        if (i && (n.groups[i].sep & KX_SEP_OPEN) && start[-1] == '(') {
-            start--;
-        }
-
-        kx_redact_put(r, start, n.groups[i + m - 1].end, what);
+        kx_redact_put(r, kx_number_start(&n, i, m),
+                      n.groups[i + m - 1].end, what);
     }
 
     if (!more) {
@@ -1163,6 +1264,31 @@ kx_number_trim(kx_number_t *n, const kx_redact_t *r)
     {
         n->n--;
     }
+}
+
+
+/* where m groups begin: a bracket is part of them if it is closed there */
+
+static const unsigned char *
+kx_number_start(const kx_number_t *n, unsigned i, unsigned m)
+{
+    unsigned              j, closed;
+    const unsigned char  *start;
+
+    closed = 0;
+
+    for (j = i + 1; j < i + m; j++) {
+        closed |= n->groups[j].sep & KX_SEP_CLOSE;
+    }
+
+    if (i == 0) {
+        start = n->start;
+        return (*start == '(' && !closed) ? start + 1 : start;
+    }
+
+    start = n->groups[i].start;
+
+    return (closed && start[-1] == '(') ? start - 1 : start;
 }
 
 
@@ -1854,6 +1980,10 @@ kx_token_key(const unsigned char *p, const unsigned char *last)
             if (k->upper && (lower || *q == '_' || *q == '-')) {
                 break;
             }
+        }
+
+        while (q > p + len && q[-1] == '.') {
+            q--;
         }
 
         if ((size_t) (q - p) >= len + k->min
