@@ -20,7 +20,7 @@
 #include "redact.h"
 
 
-#define MAX_DERIVED  160
+#define MAX_DERIVED  80
 
 #define check(cond)  if (!(cond)) abort()
 
