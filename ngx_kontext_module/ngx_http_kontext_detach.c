@@ -303,7 +303,7 @@ ngx_http_kontext_detach_anonymous(ngx_http_request_t *r)
     c->sockaddr->sa_family = AF_INET;
     c->socklen = sizeof(struct sockaddr_in);
 
-    ngx_str_null(&c->addr_text);
+    ngx_str_set(&c->addr_text, "");
     c->proxy_protocol = NULL;
 }
 

@@ -34,10 +34,10 @@
 
 
 /*
- * kinds: some of KX_REDACT_*.  cut: the text may have been cut, so that its
- * end, if it may be the beginning of something, is left out.  *out is the
- * text itself, or part of it, if nothing was found: *copy is NULL then, or
- * else what is to be released with cJSON_free().  KX_OK or KX_ERROR (no memory).
+ * kinds: some of KX_REDACT_*.  cut: the text was cut, so that its end is left
+ * out if it may be the beginning of something.  *out is the text itself, or
+ * part of it, if nothing was found: *copy is NULL then, or else what is to be
+ * released with cJSON_free().  KX_OK or KX_ERROR (no memory).
  */
 int kx_redact(kx_str_t *out, unsigned char **copy, const kx_str_t *text,
     unsigned kinds, unsigned cut);
