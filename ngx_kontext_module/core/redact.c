@@ -273,6 +273,15 @@ static const char *const  kx_no_tops[] = {
 };
 
 
+/* digits and "@", and what those that are not ASCII begin with */
+
+static const unsigned char  kx_specials[256] = {
+    ['0'] = 1, ['1'] = 1, ['2'] = 1, ['3'] = 1, ['4'] = 1,
+    ['5'] = 1, ['6'] = 1, ['7'] = 1, ['8'] = 1, ['9'] = 1,
+    ['@'] = 1, [0xd9] = 1, [0xdb] = 1, [0xe0] = 1, [0xef] = 1
+};
+
+
 #define kx_is_digit(c)  ((unsigned) ((c) - '0') < 10)
 #define kx_is_upper(c)  ((unsigned) ((c) - 'A') < 26)
 #define kx_is_letter(c) ((unsigned) (((c) | 0x20) - 'a') < 26)
@@ -528,7 +537,7 @@ kx_redact_next(const kx_redact_t *r, const unsigned char *p)
 #endif
 
         for (i = 0; i < 8; i++) {
-            if (kx_redact_special(p + i, last)) {
+            if (kx_specials[p[i]] && kx_redact_special(p + i, last)) {
                 return p + i;
             }
         }
@@ -536,7 +545,7 @@ kx_redact_next(const kx_redact_t *r, const unsigned char *p)
         p += 8;
     }
 
-    while (p < last && !kx_redact_special(p, last)) {
+    while (p < last && !(kx_specials[*p] && kx_redact_special(p, last))) {
         p++;
     }
 
