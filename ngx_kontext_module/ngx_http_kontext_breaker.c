@@ -43,7 +43,7 @@ ngx_http_kontext_breaker(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
     }
 
     breaker->failures = 50;
-    breaker->min = 10;
+    breaker->min = 20;
     breaker->window = 10000;
     breaker->probe = 1000;
     breaker->stall = 500;
@@ -164,7 +164,7 @@ ngx_http_kontext_breaker_merge(ngx_http_kontext_loc_conf_t *conf,
 
     if (conf->breaker.failures == 0) {
         conf->breaker.failures = 50;
-        conf->breaker.min = 10;
+        conf->breaker.min = 20;
         conf->breaker.window = 10000;
         conf->breaker.probe = 1000;
         conf->breaker.stall = 500;
