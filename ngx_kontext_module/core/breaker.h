@@ -37,8 +37,8 @@
 
 
 #define KX_BREAKER_WINDOW  16        /* parts of the window */
-#define KX_BREAKER_STARTS  128       /* parts of the span */
-#define KX_BREAKER_PART    128       /* ms, one of them */
+#define KX_BREAKER_STARTS  115       /* parts of the span */
+#define KX_BREAKER_PART    140       /* ms, one of them */
 #define KX_BREAKER_SPAN    (KX_BREAKER_STARTS * KX_BREAKER_PART)
 
 
