@@ -37,6 +37,16 @@ typedef struct {
 } kx_writer_t;
 
 
+/* the text of a message, as it is sent */
+
+typedef struct {
+    kx_str_t              text;
+    unsigned char        *copy;
+    size_t                len;
+    unsigned              raw;       /* it is the message's raw string */
+} kx_said_t;
+
+
 static int kx_ad_request_strings(void *dst, const void *src,
     const size_t *offsets, const kx_pool_t *pool);
 static int kx_ad_request_string(kx_str_t *dst, const kx_str_t *src,
@@ -50,8 +60,10 @@ static void kx_protocol_placements(kx_json_writer_t *w,
 static size_t kx_protocol_size(const kx_ad_request_t *r);
 static void kx_protocol_messages(kx_json_writer_t *w,
     const kx_ad_request_t *r);
+static int kx_protocol_said(kx_said_t *said, const kx_message_t *m,
+    unsigned redact);
 static void kx_protocol_message(kx_json_writer_t *w, const kx_message_t *m,
-    const kx_str_t *content, size_t max);
+    const kx_said_t *said, size_t max);
 static void kx_protocol_sdk(kx_json_writer_t *w, const kx_ad_request_t *r);
 static void kx_protocol_device(kx_json_writer_t *w, const kx_device_t *d);
 static void kx_protocol_os(kx_json_writer_t *w, const kx_device_t *d);
@@ -408,7 +420,8 @@ kx_protocol_size(const kx_ad_request_t *r)
     size = KX_BODY_SIZE;
 
     for (i = 0; i < r->nmessages; i++) {
-        size += KX_BODY_MESSAGE + r->messages[i].content.len
+        size += KX_BODY_MESSAGE + r->messages[i].raw.len
+                + r->messages[i].content.len
                 + r->messages[i].content.len / 8;
     }
 
@@ -424,10 +437,9 @@ kx_protocol_size(const kx_ad_request_t *r)
 static void
 kx_protocol_messages(kx_json_writer_t *w, const kx_ad_request_t *r)
 {
-    size_t               len, left, max;
+    size_t               left, max;
     unsigned             i, n;
-    kx_str_t             contents[KX_MAX_MESSAGES];
-    unsigned char       *copies[KX_MAX_MESSAGES];
+    kx_said_t            said[KX_MAX_MESSAGES];
     const kx_message_t  *m;
 
     left = KX_MAX_CONTENT;
@@ -441,22 +453,15 @@ kx_protocol_messages(kx_json_writer_t *w, const kx_ad_request_t *r)
             continue;
         }
 
-        /* one as long as there may be was cut, whatever stood there */
-
-        if (kx_redact(&contents[n], &copies[n], &m->content, r->redact,
-                      m->content.len > KX_MAX_CONTENT - 4)
-            != KX_OK)
-        {
+        if (kx_protocol_said(&said[n], m, r->redact) != KX_OK) {
             kx_json_write_fail(w);
             break;
         }
 
-        len = kx_json_write_len(&contents[n]);
-
-        if (len > left) {
+        if (said[n].len > left) {
 
             if (n) {
-                cJSON_free(copies[n]);
+                cJSON_free(said[n].copy);
                 break;
             }
 
@@ -468,7 +473,7 @@ kx_protocol_messages(kx_json_writer_t *w, const kx_ad_request_t *r)
             break;
         }
 
-        left -= len;
+        left -= said[n].len;
         n++;
     }
 
@@ -479,8 +484,8 @@ kx_protocol_messages(kx_json_writer_t *w, const kx_ad_request_t *r)
 
         if (m->role == KX_ROLE_USER || m->role == KX_ROLE_ASSISTANT) {
             n--;
-            kx_protocol_message(w, m, &contents[n], max);
-            cJSON_free(copies[n]);
+            kx_protocol_message(w, m, &said[n], max);
+            cJSON_free(said[n].copy);
         }
     }
 
@@ -488,9 +493,72 @@ kx_protocol_messages(kx_json_writer_t *w, const kx_ad_request_t *r)
 }
 
 
+/* what is sent of a message's text; copy is to be released if it is KX_OK */
+
+static int
+kx_protocol_said(kx_said_t *said, const kx_message_t *m, unsigned redact)
+{
+    int             rc;
+    kx_str_t        text;
+    unsigned char  *decoded;
+
+    said->copy = NULL;
+
+    if (m->raw.len == 0) {
+
+        /* one as long as there may be was cut, whatever stood there */
+
+        rc = kx_redact(&said->text, &said->copy, &m->content, redact,
+                       m->content.len > KX_MAX_CONTENT - 4);
+
+        said->raw = 0;
+        said->len = (rc == KX_OK) ? kx_json_write_len(&said->text) : 0;
+
+        return rc;
+    }
+
+    said->raw = 1;
+    said->len = m->content.len;
+
+    if (redact == 0) {
+        return KX_OK;
+    }
+
+    text = m->raw;
+    decoded = NULL;
+
+    if (memchr(m->raw.data, '\\', m->raw.len) != NULL) {
+
+        decoded = cJSON_malloc(m->content.len + 1);
+        if (decoded == NULL) {
+            return KX_ERROR;
+        }
+
+        text.data = decoded;
+        text.len = m->content.len;
+
+        if (kx_json_copy(&m->raw, decoded, text.len) != (ssize_t) text.len) {
+            cJSON_free(decoded);
+            return KX_ERROR;
+        }
+    }
+
+    rc = kx_redact(&said->text, &said->copy, &text, redact, 0);
+
+    cJSON_free(decoded);
+
+    if (said->copy) {
+        said->raw = 0;
+        said->len = kx_json_write_len(&said->text);
+    }
+
+    return rc;
+}
+
+
 static void
 kx_protocol_message(kx_json_writer_t *w, const kx_message_t *m,
-    const kx_str_t *content, size_t max)
+    const kx_said_t *said, size_t max)
 {
     char  time[32];
 
@@ -500,7 +568,14 @@ kx_protocol_message(kx_json_writer_t *w, const kx_message_t *m,
     kx_protocol_add(w, "id", &m->id);
     kx_protocol_add_text(w, "role", (m->role == KX_ROLE_USER) ? "user"
                                                               : "assistant");
-    kx_json_write_string(w, "content", content, max);
+
+    if (said->raw) {
+        kx_json_write_raw(w, "content", &m->raw);
+
+    } else {
+        kx_json_write_string(w, "content", &said->text, max);
+    }
+
     kx_protocol_add_text(w, "createdAt", time);
     kx_json_write_close(w, '}');
 }
