@@ -436,6 +436,10 @@ ngx_http_kontext_call_abandon(ngx_http_kontext_call_t *call)
 
     call->overflow = 1;
 
+    /* it may be cancelled before its end: nobody waits for it any more */
+
+    ngx_http_kontext_breaker_end(call, KX_BREAKER_FAILED);
+
     if (call->timer.timer_set) {
         ngx_del_timer(&call->timer);
     }

@@ -94,7 +94,10 @@ my %faults = (
 );
 
 foreach my $name (sort keys %faults) {
-    my $site = site('min=3 probe=10m');
+
+    # long enough for a failure, and not for a second attempt
+
+    my $site = site('min=3 probe=10m', location => 'kontext_grace 900ms;');
 
     $site->ads->on_actions('/preload', @{$faults{$name}});
 
