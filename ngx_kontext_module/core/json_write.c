@@ -418,6 +418,17 @@ kx_json_write_bool(kx_json_writer_t *w, const char *name, unsigned flag)
 }
 
 
+void
+kx_json_write_fail(kx_json_writer_t *w)
+{
+    cJSON_free(w->start);
+
+    w->start = NULL;
+    w->pos = NULL;
+    w->end = NULL;
+}
+
+
 char *
 kx_json_write_done(kx_json_writer_t *w, size_t *len)
 {
