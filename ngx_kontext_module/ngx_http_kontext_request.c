@@ -559,12 +559,21 @@ ngx_http_kontext_analyse(ngx_http_kontext_ctx_t *ctx)
         reason = ngx_http_kontext_turn(ctx, pool);
     }
 
-    if (copy) {
-        ngx_free(copy);
-    }
+    if (ctx->fetch) {
 
-    if (pool) {
-        ngx_destroy_pool(pool);
+        /* they are needed until the store has answered */
+
+        ctx->fetch->copy = copy;
+
+    } else {
+
+        if (copy) {
+            ngx_free(copy);
+        }
+
+        if (pool) {
+            ngx_destroy_pool(pool);
+        }
     }
 
     /* nothing may look into the body any more */
@@ -764,6 +773,8 @@ ngx_http_kontext_understand(ngx_http_kontext_ctx_t *ctx, ngx_str_t *body,
 
     ngx_http_kontext_session_key(&ctx->turn, &ctx->token, &ctx->conversation,
                                  &ctx->user);
+    ngx_http_kontext_store_key(&ctx->turn, &ctx->token, &ctx->conversation,
+                               &ctx->user);
 
     return KX_REASON_NONE;
 }
@@ -912,21 +923,25 @@ ngx_http_kontext_identity(ngx_http_request_t *r, ngx_http_complex_value_t *cv,
 
 /*
  * Nothing names the user: the credential and the address stand for it, behind
- * a keyed hash.  It does not outlive the zone, and users who share both are
- * one.
+ * a keyed hash.  It does not outlive the zone, unless nodes have a secret in
+ * common, and users who share both are one.
  */
 
 static ngx_int_t
 ngx_http_kontext_weak_user(ngx_http_kontext_ctx_t *ctx)
 {
-    u_char               digest[KX_ID_LEN];
-    kx_sip_t             sip;
-    ngx_str_t           *name, value;
-    ngx_http_request_t  *r;
+    u_char                          digest[KX_ID_LEN];
+    kx_sip_t                        sip;
+    ngx_str_t                      *name, value;
+    ngx_http_request_t             *r;
+    ngx_http_kontext_store_conf_t  *store;
 
     r = ctx->request;
+    store = ctx->conf->store;
 
-    kx_sip_init(&sip, ngx_http_kontext_zone_key(r), 1);
+    kx_sip_init(&sip, (store && store->words.len)
+                      ? store->secret + KX_SIP_KEY_LEN
+                      : ngx_http_kontext_zone_key(r), 1);
     kx_sip_field(&sip, "weak user", 9);
 
     for (name = ngx_http_kontext_credentials; name->len; name++) {

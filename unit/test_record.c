@@ -12,7 +12,6 @@
 #include <stdio.h>
 #include <cmocka.h>
 
-#include "conversation.h"
 #include "record.h"
 
 
@@ -685,44 +684,27 @@ a_newer_turn_supersedes_and_the_same_one_is_answered(void **state)
 static void
 a_record_is_due_when_somebody_may_know_more(void **state)
 {
-    kx_str_t       none = kx_string(""), id;
     kx_session_t   s;
-    unsigned char  one[KX_ID_LEN], two[KX_ID_LEN], buf[KX_MESSAGE_ID_LEN];
+    unsigned char  one[KX_ID_LEN], two[KX_ID_LEN];
 
     message(one, 1);
     message(two, 2);
 
-    id.data = buf;
-    id.len = KX_MESSAGE_ID_LEN;
-    kx_message_id(buf, one);
-
-    assert_true(kx_record_due(NULL, one, &none, 1000));
+    assert_true(kx_record_due(NULL, one, 1000));
 
     memset(&s, 0, sizeof(s));
     (void) kx_session_turn(&s, one, 0, 1000, NOW, 100);
 
-    /* the same turn: awaited here, given up, answered */
+    /* the same turn: awaited here, given up, answered; and another one */
 
-    assert_false(kx_record_due(&s, one, &none, 1050));
-    assert_true(kx_record_due(&s, one, &none, 1200));
+    assert_false(kx_record_due(&s, one, 1050));
+    assert_true(kx_record_due(&s, one, 1200));
     fill(&s, 9);
-    assert_false(kx_record_due(&s, one, &none, 1200));
+    assert_false(kx_record_due(&s, one, 1200));
+    assert_true(kx_record_due(&s, two, 1200));
 
-    /* the one that follows, and one that does not */
-
-    assert_false(kx_record_due(&s, two, &id, 1200));
-    assert_true(kx_record_due(&s, two, &none, 1200));
-    kx_message_id(buf, two);
-    assert_true(kx_record_due(&s, one, &id, 1200) == 0);
-    message(one, 3);
-    assert_true(kx_record_due(&s, one, &id, 1200));
-
-    /* a failed one of a disabled session */
-
-    memset(&s, 0, sizeof(s));
     s.disabled = 1;
-    (void) kx_session_turn(&s, one, 0, 1000, NOW, 100);
-    assert_false(kx_record_due(&s, one, &none, 1050));
+    assert_false(kx_record_due(&s, two, 1200));
 }
 
 

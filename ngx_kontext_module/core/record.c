@@ -3,7 +3,6 @@
  */
 
 
-#include "conversation.h"
 #include "record.h"
 
 #include <float.h>
@@ -648,22 +647,17 @@ kx_record_give_turn(kx_session_t *s, const kx_record_turn_t *t)
 
 unsigned
 kx_record_due(const kx_session_t *s, const unsigned char message[KX_ID_LEN],
-    const kx_str_t *previous, uint64_t now)
+    uint64_t now)
 {
-    unsigned char  id[KX_MESSAGE_ID_LEN];
-
     if (s == NULL) {
         return 1;
     }
 
-    if (memcmp(s->user_message, message, KX_ID_LEN) == 0) {
-        return !s->disabled && s->turn != KX_TURN_FILLED
-               && s->turn != KX_TURN_NO_FILL
-               && !kx_session_awaited(s, now);
+    if (s->disabled) {
+        return 0;
     }
 
-    kx_message_id(id, s->user_message);
-
-    return previous->len != KX_MESSAGE_ID_LEN
-           || memcmp(previous->data, id, KX_MESSAGE_ID_LEN) != 0;
+    return memcmp(s->user_message, message, KX_ID_LEN) != 0
+           || (s->turn != KX_TURN_FILLED && s->turn != KX_TURN_NO_FILL
+               && !kx_session_awaited(s, now));
 }

@@ -114,15 +114,14 @@ void kx_record_give(kx_session_t *s, const kx_record_t *r);
 uint64_t kx_record_clock(const kx_record_t *r);
 
 /*
- * Is there something to be learned from a record?  s is the session that the
- * node knows, or NULL; message the digest of the user's turn that comes, and
- * previous the id of the user's message before it, or empty.  No: it is the
- * turn that the session is at, and its result is there or awaited; or the one
- * that follows it.
+ * May other nodes know something that is of use?  s is the session that the
+ * node knows, or NULL; message the digest of the user's turn that comes.  No:
+ * the session is disabled, or it is the turn that the session is at, and its
+ * result is there or awaited.  Also a turn that follows the session's may have
+ * been had elsewhere, and be asked for again.
  */
 unsigned kx_record_due(const kx_session_t *s,
-    const unsigned char message[KX_ID_LEN], const kx_str_t *previous,
-    uint64_t now);
+    const unsigned char message[KX_ID_LEN], uint64_t now);
 
 
 #endif /* _KX_RECORD_H_INCLUDED_ */
