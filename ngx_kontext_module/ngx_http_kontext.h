@@ -195,8 +195,8 @@ typedef struct {
 struct ngx_http_kontext_loc_conf_s {
     ngx_http_kontext_main_conf_t      *main;
     ngx_http_kontext_site_t           *site;
-    ngx_http_kontext_site_t           *store_site; /* NULL: there is no store */
-    ngx_http_kontext_store_conf_t     *store;      /* the same */
+    ngx_http_kontext_site_t           *store_site;
+    ngx_http_kontext_store_conf_t     *store;      /* NULL: there is none */
 
     ngx_http_complex_value_t          *enable;
     ngx_http_complex_value_t          *token;

@@ -15,6 +15,9 @@
 #define NGX_HTTP_KONTEXT_STORE_TIMEOUT  500     /* ms */
 #define NGX_HTTP_KONTEXT_STORE_CALLS    1024    /* of a worker */
 
+/* s: memcached takes larger ones for a date */
+#define NGX_HTTP_KONTEXT_STORE_EXPTIME  2592000
+
 #define NGX_HTTP_KONTEXT_STORE_KEY      (4 + KX_BASE32_ID_LEN)
 
 
@@ -225,7 +228,9 @@ ngx_http_kontext_store_call(ngx_http_request_t *r,
     }
 
     store = turn->conf->store;
-    n = (turn->zone->idle + 999) / 1000;
+
+    n = ngx_min((turn->zone->idle + 999) / 1000,
+                NGX_HTTP_KONTEXT_STORE_EXPTIME);
 
     p = ngx_pnalloc(call->request->pool,
                     sizeof("key=&exptime=") - 1 + NGX_HTTP_KONTEXT_STORE_KEY

@@ -579,8 +579,8 @@ a_session_moves_to_another_node(void **state)
 {
     kx_record_t       r;
     kx_session_t      a, b;
-    kx_init_answer_t  init;
     unsigned char     m[KX_ID_LEN];
+    kx_init_answer_t  init;
 
     memset(&a, 0, sizeof(a));
     memset(&b, 0, sizeof(b));

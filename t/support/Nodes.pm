@@ -137,7 +137,7 @@ CONF
         location / {
             kontext on;
             kontext_publisher_token acme-dev;
-            kontext_grace 25s;
+            kontext_grace @{[ $args->{grace} // '25s' ]};
             kontext_user_id \$http_x_user;
             kontext_conversation_id \$http_x_conversation;
             $store
