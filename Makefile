@@ -116,6 +116,20 @@ $(CHOP): t/chop/config t/chop/ngx_http_chop_module.c $(OBJS)/Makefile
 	cp $(BUILD_DIR)/chop/ngx_http_chop_module.so $@
 
 
+# And the module with calls that fail, for t/510-faults.t: its own objects,
+# linked anew.
+
+FAULTS      = $(BUILD_DIR)/ngx_http_kontext_faults_module.so
+FAULTS_INCS = core event event/modules os/unix http http/modules http/v2
+
+$(FAULTS): t/faults/faults.c $(MODULE)
+	$(CC) $(CFLAGS) -fPIC $(FAULTS_INCS:%=-I$(BUILD_DIR)/nginx/src/%) \
+	    -I$(OBJS) -Ingx_kontext_module -c -o $(BUILD_DIR)/faults.o $<
+	$(CC) $(CFLAGS) -shared $(LDFLAGS) -o $@ $(BUILD_DIR)/faults.o \
+	    `nm $(BUILD_DIR)/faults.o | sed -n 's/.* T __wrap_/-Wl,--wrap=/p'` \
+	    `find $(OBJS) -name '*.o'` -lcjson
+
+
 # Unit tests: the core without nginx, once under the sanitizers and once
 # without for the tests that kill processes on purpose.
 
@@ -214,7 +228,7 @@ PROVE = TEST_NGINX_BINARY=$(NGINX_BIN) TEST_NGINX_RANDOMIZE=1 \
         TEST_NGINX_LOAD_MODULES="$(wildcard $(ECHO_MODULE)) $(MODULE)" \
         KONTEXT_BUILD=$(BUILD_DIR)
 
-nginx-tests: module $(CHOP)
+nginx-tests: module $(CHOP) $(FAULTS)
 	@mkdir -p $(BUILD_DIR)
 	$(PROVE) prove -j $(PROVE_JOBS) -It/lib -r $(T)
 
