@@ -483,6 +483,37 @@ fuzz_frame(fuzz_run_t *r, size_t end)
 }
 
 
+/* frames that are but compared with the one before, up to end */
+
+static inline void
+fuzz_repeat(fuzz_run_t *r, size_t end)
+{
+    const unsigned char  *p, *last, *next;
+
+    if (r->kept || (r->options & (FUZZ_PLAIN|FUZZ_LARGE))) {
+        return;
+    }
+
+    p = r->p + r->start;
+    last = kx_answer_repeat(&r->answer, &r->framer, p, r->p + end);
+
+    while (p < last) {
+        next = kx_framer_next(&r->framer, p, last);
+
+        check(next != NULL);
+
+        fuzz_note(r, (uint64_t) (next - r->p));
+        fuzz_note(r, KX_FRAME_PASS);
+        fuzz_note(r, r->answer.refused);
+
+        p = next;
+    }
+
+    r->start = (size_t) (p - r->p);
+    r->before = r->framer;
+}
+
+
 static inline size_t
 fuzz_piece(unsigned *cut, size_t left)
 {
@@ -541,6 +572,11 @@ fuzz_run(fuzz_run_t *r, kx_conversation_t *cv, kx_framing_e framing,
         n = fuzz_piece(&cut, len - pos);
 
         while (!r->stop) {
+
+            if (r->start >= pos) {
+                fuzz_repeat(r, pos + n);
+            }
+
             next = kx_framer_next(&r->framer, p + (r->start > pos ? r->start
                                                                   : pos),
                                   p + pos + n);

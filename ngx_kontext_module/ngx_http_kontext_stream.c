@@ -238,6 +238,14 @@ ngx_http_kontext_stream_read(ngx_http_kontext_ctx_t *ctx, ngx_buf_t *b,
 
     while (p < b->last && !ctx->passing && !ctx->holding) {
 
+        if (ctx->frame_len == 0 && !ctx->kept && !ctx->skipping) {
+            p = kx_answer_repeat(&ctx->answer, &ctx->framer, p, b->last);
+
+            if (p == b->last) {
+                break;
+            }
+        }
+
         end = kx_framer_next(&ctx->framer, p, b->last);
 
         if (ctx->skipping) {

@@ -55,7 +55,7 @@ void
 chat_feed(chat_t *c, chat_result_t *res, const unsigned char *p, size_t len)
 {
     size_t                n;
-    unsigned              first;
+    unsigned              first, deltas;
     kx_frame_e            verdict;
     kx_frame_t            fr;
     unsigned char        *scratch;
@@ -71,6 +71,19 @@ chat_feed(chat_t *c, chat_result_t *res, const unsigned char *p, size_t len)
     assert_non_null(scratch);
 
     while (p < last) {
+
+        if (kept == NULL) {
+            deltas = c->answer.deltas;
+            end = kx_answer_repeat(&c->answer, &c->framer, p, last);
+
+            if (end > p) {
+                res->frames += c->answer.deltas - deltas;
+                chat_put(res, p, (size_t) (end - p));
+                p = end;
+                continue;
+            }
+        }
+
         end = kx_framer_next(&c->framer, p, last);
 
         if (end == NULL) {

@@ -442,10 +442,110 @@ test_line_ends_at_every_split(void **state)
 }
 
 
+/* which frame another one can be compared with, and where */
+
+static void
+test_whole_frame(void **state)
+{
+    size_t         i, len;
+    kx_frame_t     fr;
+    kx_framer_t    f;
+    unsigned char  scratch[256];
+
+    static const struct {
+        kx_framing_e   framing;
+        unsigned       first;
+        const char    *frame;
+        unsigned       whole;
+    } cases[] = {
+        { KX_FRAMING_SSE, 0, "data: {}\n\n", 1 },
+        { KX_FRAMING_SSE, 0, "event: a\r\ndata: {}\r\n\r\n", 1 },
+        { KX_FRAMING_SSE, 0, "data: {}\r\n\r", 0 },
+        { KX_FRAMING_SSE, 0, "\ndata: {}\n\n", 0 },
+        { KX_FRAMING_SSE, 0, "data: {\ndata: }\n\n", 0 },
+        { KX_FRAMING_SSE, 1, "data: {}\n\n", 0 },
+        { KX_FRAMING_LINES, 0, "{}\n", 1 },
+        { KX_FRAMING_LINES, 0, "{}", 0 },
+        { KX_FRAMING_LINES, 1, "{}\n", 0 },
+        { KX_FRAMING_ARRAY, 0, ",{}", 1 },
+        { KX_FRAMING_ARRAY, 1, "[{}", 0 }
+    };
+
+    (void) state;
+
+    for (i = 0; i < NELTS(cases); i++) {
+        len = strlen(cases[i].frame);
+
+        kx_framer_init(&f, cases[i].framing);
+
+        assert_int_equal(kx_frame_parse(&fr, &f,
+                                        (unsigned char *) cases[i].frame, len,
+                                        cases[i].first, scratch),
+                         KX_OK);
+
+        if ((fr.whole.len != 0) != cases[i].whole) {
+            fail_msg("%u: %s", (unsigned) i, cases[i].frame);
+        }
+
+        if (fr.whole.len) {
+            assert_ptr_equal(fr.whole.data, cases[i].frame);
+            assert_int_equal(fr.whole.len, len);
+        }
+    }
+}
+
+
+static void
+test_between_frames(void **state)
+{
+    size_t                i;
+    kx_framer_t           f;
+    const unsigned char  *p, *last;
+
+    static const struct {
+        kx_framing_e   framing;
+        const char    *bytes;
+        unsigned       between;
+    } cases[] = {
+        { KX_FRAMING_SSE, "", 1 },
+        { KX_FRAMING_SSE, "data: {}\n\n", 1 },
+        { KX_FRAMING_SSE, "data: {}\r\n\r\n", 1 },
+        { KX_FRAMING_SSE, "data: {}\r\n\r", 0 },
+        { KX_FRAMING_SSE, "data: {}\n", 0 },
+        { KX_FRAMING_SSE, "data", 0 },
+        { KX_FRAMING_LINES, "{}\n", 1 },
+        { KX_FRAMING_ARRAY, "", 0 },
+        { KX_FRAMING_ARRAY, "[{}", 1 },
+        { KX_FRAMING_ARRAY, "[{},{", 0 },
+        { KX_FRAMING_ARRAY, "[{},\"", 0 },
+        { KX_FRAMING_WHOLE, "", 0 }
+    };
+
+    (void) state;
+
+    for (i = 0; i < NELTS(cases); i++) {
+        kx_framer_init(&f, cases[i].framing);
+
+        p = (const unsigned char *) cases[i].bytes;
+        last = p + strlen(cases[i].bytes);
+
+        while (p != NULL && p < last) {
+            p = kx_framer_next(&f, p, last);
+        }
+
+        if (kx_framer_between(&f) != cases[i].between) {
+            fail_msg("%u: %s", (unsigned) i, cases[i].bytes);
+        }
+    }
+}
+
+
 int
 main(void)
 {
     const struct CMUnitTest  tests[] = {
+        cmocka_unit_test(test_whole_frame),
+        cmocka_unit_test(test_between_frames),
         cmocka_unit_test(test_lines),
         cmocka_unit_test(test_arrays),
         cmocka_unit_test(test_whole_and_events),

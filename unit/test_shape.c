@@ -26,30 +26,42 @@ static const kx_str_t  noise[] = {
 /* text is what stands between the first "<" and ">" of data */
 
 static void
-learn(const char *data)
+learn_frame(const char *before, const char *data, const char *after)
 {
-    kx_str_t  d, text;
+    char      frame[KX_SHAPE_SIZE * 4];
+    kx_str_t  f, d, text;
 
-    d.data = (unsigned char *) data;
+    f.data = (unsigned char *) frame;
+    f.len = (size_t) sprintf(frame, "%s%s%s", before, data, after);
+
+    d.data = f.data + strlen(before);
     d.len = strlen(data);
 
-    text.data = (unsigned char *) strchr(data, '<');
+    text.data = (unsigned char *) strchr(frame, '<');
     assert_non_null(text.data);
-    text.len = (size_t) (strchr(data, '>') + 1 - (char *) text.data);
+    text.len = (size_t) (strchr(frame, '>') + 1 - (char *) text.data);
 
-    kx_shape_learn(&shape, &d, &text, noise);
+    kx_shape_learn(&shape, &f, &d, &text, noise);
+}
+
+
+static void
+learn(const char *data)
+{
+    learn_frame("", data, "");
 }
 
 
 static void
 assert_matches(const char *data, const char *text)
 {
-    kx_str_t  d, raw;
+    kx_str_t              raw;
+    const unsigned char  *p, *last;
 
-    d.data = (unsigned char *) data;
-    d.len = strlen(data);
+    p = (const unsigned char *) data;
+    last = p + strlen(data);
 
-    if (kx_shape_match(&shape, &d, &raw) != KX_OK) {
+    if (kx_shape_match(&shape, p, last, &raw) != last) {
         fail_msg("does not match: %s", data);
     }
 
@@ -62,7 +74,7 @@ static void
 assert_differs(const char *data)
 {
     size_t          len;
-    kx_str_t        d, raw;
+    kx_str_t        raw;
     unsigned char  *p;
 
     /* in memory of its own, so that nothing is read behind it */
@@ -73,10 +85,7 @@ assert_differs(const char *data)
     assert_non_null(p);
     memcpy(p, data, len);
 
-    d.data = p;
-    d.len = len;
-
-    if (kx_shape_match(&shape, &d, &raw) == KX_OK) {
+    if (kx_shape_match(&shape, p, p + len, &raw) != NULL) {
         fail_msg("matches: %s", data);
     }
 
@@ -111,13 +120,15 @@ test_what_differs(void **state)
         "",
         "{",
         "{\"content\":\"a\",\"finish\":null",
-        "{\"content\":\"a\",\"finish\":null}x",
         "{\"content\":\"a\",\"finish\":\"stop\"}",
         "{\"content\":\"a\" ,\"finish\":null}",
         "{\"content\":\"a,\"finish\":null}",
         "{\"content\":\"a\\\",\"finish\":null}",
         "{\"content\":\"a\\",
         "{\"content\":\"a",
+        "{\"content\":\"a\nb\",\"finish\":null}",
+        "{\"content\":\"a\\\nb\",\"finish\":null}",
+        "{\"content\":\"0123456789abcdef0123456789\r\",\"finish\":null}",
         "{\"content\":null,\"finish\":null}",
         "{\"content\":a,\"finish\":null}",
         "{\"Content\":\"a\",\"finish\":null}",
@@ -133,6 +144,37 @@ test_what_differs(void **state)
     for (i = 0; i < sizeof(others) / sizeof(others[0]); i++) {
         assert_differs(others[i]);
     }
+}
+
+
+/* what is around the object counts, what comes after the frame does not */
+
+static void
+test_frame(void **state)
+{
+    kx_str_t     raw;
+    const char  *p;
+
+    (void) state;
+
+    learn_frame("event: delta\ndata: ", "{\"t\":\"<x>\"}", "\n\n");
+
+    p = "event: delta\ndata: {\"t\":\"a\"}\n\ndata: {}\n\n";
+
+    assert_ptr_equal(kx_shape_match(&shape, (const unsigned char *) p,
+                                    (const unsigned char *) p + strlen(p),
+                                    &raw),
+                     p + strlen("event: delta\ndata: {\"t\":\"a\"}\n\n"));
+
+    assert_matches("event: delta\ndata: {\"t\":\"0123456789abcde\\\"0123\"}"
+                   "\n\n", "0123456789abcde\\\"0123");
+
+    assert_differs("event: delta\ndata: {\"t\":\"a\"}\n");
+    assert_differs("event: delta\ndata: {\"t\":\"a\"}\r\n\r\n");
+    assert_differs("event: delta\ndata: {\"t\":\"a\"}\ndata: b\n\n");
+    assert_differs("event: deltb\ndata: {\"t\":\"a\"}\n\n");
+    assert_differs("event: delta\ndata:{\"t\":\"a\"}\n\n");
+    assert_differs("data: {\"t\":\"a\"}\n\n");
 }
 
 
@@ -210,6 +252,7 @@ main(void)
     const struct CMUnitTest  tests[] = {
         cmocka_unit_test(test_text),
         cmocka_unit_test(test_what_differs),
+        cmocka_unit_test(test_frame),
         cmocka_unit_test(test_noise),
         cmocka_unit_test(test_not_learned)
     };

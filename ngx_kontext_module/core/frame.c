@@ -8,6 +8,8 @@
 
 static const unsigned char *kx_framer_element(kx_framer_t *f,
     const unsigned char *p, const unsigned char *last);
+static void kx_frame_whole(kx_frame_t *fr, const kx_framer_t *f,
+    const unsigned char *p, size_t len, unsigned first);
 static void kx_frame_eol(kx_frame_t *fr, const kx_framer_t *f,
     const unsigned char *p, size_t len);
 
@@ -107,6 +109,26 @@ kx_framer_element(kx_framer_t *f, const unsigned char *p,
 
 
 unsigned
+kx_framer_between(const kx_framer_t *f)
+{
+    switch (f->framing) {
+
+    case KX_FRAMING_SSE:
+        return !f->sse.line && !f->sse.cr && f->sse.lines == 0;
+
+    case KX_FRAMING_LINES:
+        return 1;
+
+    case KX_FRAMING_ARRAY:
+        return f->depth == 1 && !f->string;
+
+    default: /* KX_FRAMING_WHOLE */
+        return 0;
+    }
+}
+
+
+unsigned
 kx_framer_last(const kx_framer_t *f)
 {
     return f->framing == KX_FRAMING_LINES || f->framing == KX_FRAMING_WHOLE;
@@ -146,6 +168,8 @@ kx_frame_parse(kx_frame_t *fr, const kx_framer_t *f, const unsigned char *p,
         fr->data = ev.data;
         fr->tail = ev.tail;
 
+        kx_frame_whole(fr, f, p, len, first);
+
         return KX_OK;
     }
 
@@ -177,7 +201,30 @@ kx_frame_parse(kx_frame_t *fr, const kx_framer_t *f, const unsigned char *p,
     fr->data.len = (size_t) (last - start);
     fr->tail = fr->data;
 
+    kx_frame_whole(fr, f, p, len, first);
+
     return fr->data.len ? KX_OK : KX_DECLINED;
+}
+
+
+/*
+ * The first one is like no other, nor is one whose data was joined, or which
+ * may have taken half a line end from the next one.
+ */
+
+static void
+kx_frame_whole(kx_frame_t *fr, const kx_framer_t *f, const unsigned char *p,
+    size_t len, unsigned first)
+{
+    if (first || len == 0 || fr->start
+        || fr->data.data != fr->tail.data
+        || (f->framing != KX_FRAMING_ARRAY && p[len - 1] != '\n'))
+    {
+        return;
+    }
+
+    fr->whole.data = (unsigned char *) p;
+    fr->whole.len = len;
 }
 
 

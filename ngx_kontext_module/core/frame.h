@@ -49,6 +49,8 @@ typedef struct {
     kx_str_t        eol;             /* how its lines end, a constant */
     size_t          start;           /* bytes that belong before it: a BOM, or
                                         the LF of a CRLF that was cut */
+    kx_str_t        whole;           /* all its bytes, if another one with the
+                                        same ones is the same; or empty */
 } kx_frame_t;
 
 
@@ -61,6 +63,13 @@ void kx_framer_init(kx_framer_t *f, kx_framing_e framing);
  */
 const unsigned char *kx_framer_next(kx_framer_t *f, const unsigned char *p,
     const unsigned char *last);
+
+/*
+ * Does nothing of what went before change what the next byte means, which is
+ * the first one of a frame?  It then may be compared with fr->whole of an
+ * earlier one, and passed over without kx_framer_next().
+ */
+unsigned kx_framer_between(const kx_framer_t *f);
 
 /*
  * Is what the answer ends with a frame although nothing has ended it?  So for

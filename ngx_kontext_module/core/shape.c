@@ -5,9 +5,13 @@
 
 #include "shape.h"
 
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
 
-static int kx_shape_read(kx_shape_t *s, const kx_str_t *data,
-    const kx_str_t *text, const kx_str_t *noise);
+
+static int kx_shape_read(kx_shape_t *s, const kx_str_t *frame,
+    const kx_str_t *data, const kx_str_t *text, const kx_str_t *noise);
 static unsigned kx_shape_noise(const kx_str_t *key, const kx_str_t *noise);
 static int kx_shape_add(kx_shape_t *s, const unsigned char *p,
     const unsigned char *end);
@@ -18,16 +22,16 @@ static const unsigned char *kx_shape_number(const unsigned char *p,
 
 
 void
-kx_shape_learn(kx_shape_t *s, const kx_str_t *data, const kx_str_t *text,
-    const kx_str_t *noise)
+kx_shape_learn(kx_shape_t *s, const kx_str_t *frame, const kx_str_t *data,
+    const kx_str_t *text, const kx_str_t *noise)
 {
     unsigned  i;
 
     s->n = 0;
     s->len = 0;
 
-    if (data->len > KX_SHAPE_SIZE * 2
-        || kx_shape_read(s, data, text, noise) != KX_OK)
+    if (frame->len > KX_SHAPE_SIZE * 2
+        || kx_shape_read(s, frame, data, text, noise) != KX_OK)
     {
         s->n = 0;
         return;
@@ -44,8 +48,8 @@ kx_shape_learn(kx_shape_t *s, const kx_str_t *data, const kx_str_t *text,
 
 
 static int
-kx_shape_read(kx_shape_t *s, const kx_str_t *data, const kx_str_t *text,
-    const kx_str_t *noise)
+kx_shape_read(kx_shape_t *s, const kx_str_t *frame, const kx_str_t *data,
+    const kx_str_t *text, const kx_str_t *noise)
 {
     int                   rc;
     unsigned              depth, hole, string;
@@ -58,7 +62,7 @@ kx_shape_read(kx_shape_t *s, const kx_str_t *data, const kx_str_t *text,
 
     uint32_t              objects;
 
-    p = data->data;
+    p = frame->data;
     depth = 0;
     objects = 0;
     key.len = 0;
@@ -110,7 +114,7 @@ kx_shape_read(kx_shape_t *s, const kx_str_t *data, const kx_str_t *text,
 
             if (depth == 0) {
                 return (kx_json_end(&j) == KX_OK)
-                       ? kx_shape_add(s, p, data->data + data->len)
+                       ? kx_shape_add(s, p, frame->data + frame->len)
                        : KX_ERROR;
             }
 
@@ -171,32 +175,31 @@ kx_shape_add(kx_shape_t *s, const unsigned char *p, const unsigned char *end)
 }
 
 
-int
-kx_shape_match(const kx_shape_t *s, const kx_str_t *data, kx_str_t *raw)
+const unsigned char *
+kx_shape_match(const kx_shape_t *s, const unsigned char *p,
+    const unsigned char *last, kx_str_t *raw)
 {
     size_t                n;
-    unsigned              i, at;
-    const unsigned char  *p, *end, *last;
+    unsigned              i;
+    const unsigned char  *end, *same;
 
-    p = data->data;
-    last = p + data->len;
-    at = 0;
+    same = s->bytes;
 
     for (i = 0; i < s->n; i++) {
-        n = s->holes[i].at - at;
+        n = (size_t) (s->bytes + s->holes[i].at - same);
 
-        if ((size_t) (last - p) < n || memcmp(p, s->bytes + at, n) != 0) {
-            return KX_DECLINED;
+        if ((size_t) (last - p) < n || memcmp(p, same, n) != 0) {
+            return NULL;
         }
 
-        at += (unsigned) n;
+        same += n;
         p += n;
 
         end = s->holes[i].string ? kx_shape_string(p, last)
                                  : kx_shape_number(p, last);
 
         if (end == NULL) {
-            return KX_DECLINED;
+            return NULL;
         }
 
         if (s->holes[i].text) {
@@ -207,28 +210,66 @@ kx_shape_match(const kx_shape_t *s, const kx_str_t *data, kx_str_t *raw)
         p = end;
     }
 
-    n = s->len - at;
+    n = (size_t) (s->bytes + s->len - same);
 
-    return (s->n && (size_t) (last - p) == n
-            && memcmp(p, s->bytes + at, n) == 0)
-           ? KX_OK : KX_DECLINED;
+    return (s->n && (size_t) (last - p) >= n && memcmp(p, same, n) == 0)
+           ? p + n : NULL;
 }
 
 
-/* the quote that ends the string */
+/* the quote that ends the string, which is on one line */
 
 static const unsigned char *
 kx_shape_string(const unsigned char *p, const unsigned char *last)
 {
-    for ( /* void */ ; p < last; p++) {
+#ifdef __SSE2__
+
+    int      found;
+    __m128i  v, control, quote, slash;
+
+    control = _mm_set1_epi8(0x1f);
+    quote = _mm_set1_epi8('"');
+    slash = _mm_set1_epi8('\\');
+
+#endif
+
+    while (p < last) {
+
+#ifdef __SSE2__
+
+        if (last - p >= 16) {
+            v = _mm_loadu_si128((const __m128i *) p);
+
+            found = _mm_movemask_epi8(
+                        _mm_or_si128(_mm_or_si128(_mm_cmpeq_epi8(v, quote),
+                                                  _mm_cmpeq_epi8(v, slash)),
+                                     _mm_cmpeq_epi8(_mm_min_epu8(v, control),
+                                                    v)));
+            if (found == 0) {
+                p += 16;
+                continue;
+            }
+
+            p += __builtin_ctz((unsigned) found);
+        }
+
+#endif
 
         if (*p == '"') {
             return p;
         }
 
-        if (*p == '\\') {
-            p++;
+        if (*p < 0x20) {
+            return NULL;
         }
+
+        /* what is escaped may be a line end, too: then it is not JSON */
+
+        if (*p == '\\' && (++p == last || *p < 0x20)) {
+            return NULL;
+        }
+
+        p++;
     }
 
     return NULL;

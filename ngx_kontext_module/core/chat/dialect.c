@@ -144,19 +144,20 @@ kx_answer_sink(void *data, const unsigned char *p, size_t len)
 kx_frame_e
 kx_answer_frame(kx_answer_t *a, const kx_frame_t *fr)
 {
-    size_t          size;
-    kx_str_t        raw;
-    unsigned        deltas;
-    kx_frame_e      verdict;
-    unsigned char   state[KX_MAX_STATE];
+    size_t                size;
+    kx_str_t              raw;
+    unsigned              deltas;
+    kx_frame_e            verdict;
+    unsigned char         state[KX_MAX_STATE];
+    const unsigned char  *last;
 
-    if (a->shape.n && fr->event.len == a->event_len
-        && (fr->event.len == 0
-            || memcmp(fr->event.data, a->event, fr->event.len) == 0)
-        && kx_shape_match(&a->shape, &fr->data, &raw) == KX_OK)
-    {
-        kx_answer_text(a, &raw);
-        return KX_FRAME_PASS;
+    if (a->shape.n && fr->whole.len) {
+        last = fr->whole.data + fr->whole.len;
+
+        if (kx_shape_match(&a->shape, fr->whole.data, last, &raw) == last) {
+            kx_answer_text(a, &raw);
+            return KX_FRAME_PASS;
+        }
     }
 
     size = a->dialect->state;
@@ -174,21 +175,35 @@ kx_answer_frame(kx_answer_t *a, const kx_frame_t *fr)
         return verdict;
     }
 
-    if (a->refused == KX_REASON_NONE
-        && a->deltas == deltas + 1 && fr->event.len <= KX_MAX_EVENT
-        && a->learned < KX_MAX_SHAPES)
+    if (a->refused == KX_REASON_NONE && fr->whole.len
+        && a->deltas == deltas + 1 && a->learned < KX_MAX_SHAPES)
     {
         a->learned++;
-        kx_shape_learn(&a->shape, &fr->data, &a->delta, a->dialect->noise);
-
-        if (fr->event.len) {
-            memcpy(a->event, fr->event.data, fr->event.len);
-        }
-
-        a->event_len = fr->event.len;
+        kx_shape_learn(&a->shape, &fr->whole, &fr->data, &a->delta,
+                       a->dialect->noise);
     }
 
     return verdict;
+}
+
+
+const unsigned char *
+kx_answer_repeat(kx_answer_t *a, const kx_framer_t *f, const unsigned char *p,
+    const unsigned char *last)
+{
+    kx_str_t              raw;
+    const unsigned char  *end;
+
+    if (a->shape.n == 0 || !kx_framer_between(f)) {
+        return p;
+    }
+
+    while ((end = kx_shape_match(&a->shape, p, last, &raw)) != NULL) {
+        kx_answer_text(a, &raw);
+        p = end;
+    }
+
+    return p;
 }
 
 

@@ -20,7 +20,6 @@
 #define KX_MAX_PLACES   6            /* where the parts of one ad go */
 #define KX_MAX_RAW      256          /* bytes of text that wait */
 #define KX_MAX_STATE    1024         /* of a dialect, in an answer */
-#define KX_MAX_EVENT    48           /* length of an event's name */
 #define KX_MAX_SHAPES   16           /* learned in an answer */
 #define KX_MAX_COPIED   1024         /* of a raw value taken into a text ad */
 
@@ -87,8 +86,6 @@ typedef struct {
     unsigned             deltas;
 
     unsigned             learned;    /* shapes so far */
-    size_t               event_len;  /* the name that goes with the shape */
-    unsigned char        event[KX_MAX_EVENT];
     kx_shape_t           shape;
 
     /* after kx_answer_places(), in the order of the bytes */
@@ -211,6 +208,14 @@ int kx_answer_init(kx_answer_t *a, kx_conversation_t *cv,
  * with the one before.
  */
 kx_frame_e kx_answer_frame(kx_answer_t *a, const kx_frame_t *fr);
+
+/*
+ * Reads the frames from p on that are like the one before, as long as there is
+ * nothing to them but text: each would be KX_FRAME_PASS.  A frame starts at p,
+ * and no earlier one is kept.  Returns the place after them, which may be p.
+ */
+const unsigned char *kx_answer_repeat(kx_answer_t *a, const kx_framer_t *f,
+    const unsigned char *p, const unsigned char *last);
 
 /* Finds the places after KX_FRAME_FINISH, as member() and text() do. */
 int kx_answer_places(kx_answer_t *a, const kx_frame_t *fr);
