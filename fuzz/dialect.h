@@ -34,11 +34,12 @@
 /* what may be taken from the pool: by a request for each of its bytes */
 
 #define FUZZ_SCAN       4
-#define FUZZ_MESSAGES   3
+#define FUZZ_MESSAGES   4
 
-/* and without any, the first hashes; by an answer besides its state */
+/* and without any, the list of messages and the first hashes; by an answer
+   besides its state */
 
-#define FUZZ_SCAN_MIN   512
+#define FUZZ_SCAN_MIN   (512 + KX_MAX_MESSAGES * sizeof(kx_kept_t))
 #define FUZZ_ANSWER     20480
 
 #define FUZZ_GO_ON      0x02         /* options: the first finish is none */

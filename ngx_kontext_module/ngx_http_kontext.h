@@ -527,8 +527,12 @@ void ngx_http_kontext_analyse_cancel(ngx_http_kontext_ctx_t *ctx);
 
 /* turn */
 
-/* Asks for an ad, or finds out that none is to be asked for. */
-kx_reason_e ngx_http_kontext_turn(ngx_http_kontext_ctx_t *ctx);
+/*
+ * Asks for an ad, or finds out that none is to be asked for.  pool is for what
+ * is not needed any more afterwards.
+ */
+kx_reason_e ngx_http_kontext_turn(ngx_http_kontext_ctx_t *ctx,
+    ngx_pool_t *pool);
 
 /* Keeps a skipCode or errCode for the variables. */
 void ngx_http_kontext_set_code(ngx_http_kontext_ctx_t *ctx,

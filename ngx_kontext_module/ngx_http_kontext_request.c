@@ -6,7 +6,8 @@
 #include "ngx_http_kontext.h"
 
 
-#define NGX_HTTP_KONTEXT_DEFER  2    /* ms */
+#define NGX_HTTP_KONTEXT_DEFER         2     /* ms */
+#define NGX_HTTP_KONTEXT_SCRATCH_POOL  8192
 
 
 typedef enum {
@@ -28,7 +29,7 @@ static void ngx_http_kontext_choose(ngx_http_kontext_ctx_t *ctx);
 static ngx_int_t ngx_http_kontext_identity_encoding(ngx_http_request_t *r);
 static void ngx_http_kontext_analyse_handler(ngx_event_t *ev);
 static kx_reason_e ngx_http_kontext_understand(ngx_http_kontext_ctx_t *ctx,
-    ngx_str_t *body);
+    ngx_str_t *body, kx_pool_t *scratch);
 static ngx_int_t ngx_http_kontext_identify(ngx_http_kontext_ctx_t *ctx);
 static ngx_int_t ngx_http_kontext_identity(ngx_http_request_t *r,
     ngx_http_complex_value_t *cv, ngx_str_t *header, ngx_str_t *value);
@@ -508,7 +509,9 @@ void
 ngx_http_kontext_analyse(ngx_http_kontext_ctx_t *ctx)
 {
     u_char              *copy;
+    kx_pool_t            scratch;
     ngx_str_t            body;
+    ngx_pool_t          *pool;
     kx_reason_e          reason;
     ngx_http_request_t  *r;
 
@@ -527,8 +530,23 @@ ngx_http_kontext_analyse(ngx_http_kontext_ctx_t *ctx)
     reason = ngx_http_kontext_read_body(ctx, ctx->conf->max_body, &body,
                                         &copy);
 
+    /* the texts are needed until the ad calls are written, and no longer */
+
+    pool = NULL;
+
     if (reason == KX_REASON_NONE) {
-        reason = ngx_http_kontext_understand(ctx, &body);
+        pool = ngx_create_pool(NGX_HTTP_KONTEXT_SCRATCH_POOL,
+                               r->connection->log);
+        if (pool == NULL) {
+            reason = KX_REASON_NO_MEMORY;
+        }
+    }
+
+    if (reason == KX_REASON_NONE) {
+        scratch.alloc = ngx_http_kontext_alloc;
+        scratch.data = pool;
+
+        reason = ngx_http_kontext_understand(ctx, &body, &scratch);
     }
 
     if (reason == KX_REASON_NONE && ctx->ended) {
@@ -538,16 +556,21 @@ ngx_http_kontext_analyse(ngx_http_kontext_ctx_t *ctx)
         reason = ctx->response ? ctx->response : KX_REASON_LATE;
 
     } else if (reason == KX_REASON_NONE) {
-        reason = ngx_http_kontext_turn(ctx);
+        reason = ngx_http_kontext_turn(ctx, pool);
     }
 
     if (copy) {
         ngx_free(copy);
     }
 
+    if (pool) {
+        ngx_destroy_pool(pool);
+    }
+
     /* nothing may look into the body any more */
 
-    ngx_memzero(ctx->cv.kept, sizeof(ctx->cv.kept));
+    ctx->cv.scratch = NULL;
+    ctx->cv.kept = NULL;
     ngx_memzero(&ctx->cv.first, sizeof(kx_str_t));
 
     if (reason == KX_REASON_BAD_BODY) {
@@ -672,7 +695,8 @@ ngx_http_kontext_read_body(ngx_http_kontext_ctx_t *ctx, size_t max,
 
 
 static kx_reason_e
-ngx_http_kontext_understand(ngx_http_kontext_ctx_t *ctx, ngx_str_t *body)
+ngx_http_kontext_understand(ngx_http_kontext_ctx_t *ctx, ngx_str_t *body,
+    kx_pool_t *scratch)
 {
     kx_reason_e          reason;
     ngx_http_request_t  *r;
@@ -691,6 +715,8 @@ ngx_http_kontext_understand(ngx_http_kontext_ctx_t *ctx, ngx_str_t *body)
         kx_conversation_init(&ctx->cv, dialect, &r->uri,
                              ngx_http_kontext_text_key(r), &ctx->pool);
     }
+
+    ctx->cv.scratch = scratch;
 
     reason = kx_conversation_scan(&ctx->cv, body->data, body->len);
 

@@ -9,43 +9,15 @@
 #include "ngx_http_kontext.h"
 
 
-#define NGX_HTTP_KONTEXT_TURN_POOL  4096
-
-
-static kx_reason_e ngx_http_kontext_turn_ask(ngx_http_kontext_ctx_t *ctx,
-    ngx_pool_t *pool);
 static void ngx_http_kontext_set_session(ngx_http_kontext_ctx_t *ctx,
     const u_char *id);
 
 
 kx_reason_e
-ngx_http_kontext_turn(ngx_http_kontext_ctx_t *ctx)
-{
-    ngx_pool_t   *pool;
-    kx_reason_e   reason;
-
-    /* the texts are needed until the ad calls are written, and no longer */
-
-    pool = ngx_create_pool(NGX_HTTP_KONTEXT_TURN_POOL,
-                           ctx->request->connection->log);
-    if (pool == NULL) {
-        return KX_REASON_NO_MEMORY;
-    }
-
-    reason = ngx_http_kontext_turn_ask(ctx, pool);
-
-    ngx_destroy_pool(pool);
-
-    return reason;
-}
-
-
-static kx_reason_e
-ngx_http_kontext_turn_ask(ngx_http_kontext_ctx_t *ctx, ngx_pool_t *pool)
+ngx_http_kontext_turn(ngx_http_kontext_ctx_t *ctx, ngx_pool_t *pool)
 {
     u_char                       digest[KX_ID_LEN];
     unsigned                     i, n;
-    kx_pool_t                    scratch;
     ngx_msec_t                   timeout;
     kx_message_t                *messages;
     kx_ad_request_t              ar;
@@ -59,16 +31,8 @@ ngx_http_kontext_turn_ask(ngx_http_kontext_ctx_t *ctx, ngx_pool_t *pool)
         return KX_REASON_NO_MEMORY;
     }
 
-    scratch.alloc = ctx->pool.alloc;
-    scratch.data = pool;
-
-    ctx->cv.pool = &scratch;
-
-    n = kx_conversation_messages(&ctx->cv,
-                                 &ctx->conversation,
-                                 messages, digest);
-
-    ctx->cv.pool = &ctx->pool;
+    n = kx_conversation_messages(&ctx->cv, &ctx->conversation, messages,
+                                 digest);
 
     if (n == 0) {
         return KX_REASON_NO_MEMORY;

@@ -1455,9 +1455,9 @@ test_no_memory(void **state)
         }
     }
 
-    /* the identity, the user made of it, the hashes */
+    /* the identity, the user made of it, the messages, the hashes */
 
-    assert_int_equal(failed, 3);
+    assert_int_equal(failed, 4);
 
     for (failed = 0, i = 1; i < 8; i++) {
         start(KX_FRAMING_SSE, KX_FORM_TEXT);

@@ -1824,7 +1824,7 @@ test_no_memory_for_a_request(void **state)
 
     (void) state;
 
-    for (i = 1; i <= 4; i++) {
+    for (i = 1; i <= 5; i++) {
         chat_free(&chat.memory);
         chat.memory.fail_at = i;
         assert_int_equal(scan_len(body, sizeof(body) - 1),

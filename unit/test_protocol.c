@@ -703,14 +703,18 @@ static void
 test_no_memory(void **state)
 {
     int               sids[] = { 2, 7 };
-    char             *body;
+    char             *body, big[20000];
     size_t            len;
     kx_str_t          tag = kx_string("wise");
     cJSON_Hooks       hooks;
     kx_ad_request_t   r;
 
+    /* much that is to be escaped, so that it grows more than once */
+
+    memset(big, '\n', sizeof(big));
+
     minimal(&r);
-    message(&r, KX_ROLE_USER, "m1", "Hi", 2);
+    message(&r, KX_ROLE_USER, "m1", big, sizeof(big));
     message(&r, KX_ROLE_USER, "m2", "Shoes?", 6);
 
     r.has_session = 1;
@@ -743,11 +747,11 @@ test_no_memory(void **state)
     }
 
     assert_non_null(body);
-    assert_true(allowed > 50);
+    assert_true(allowed > 1);
     kx_protocol_free(body);
 
     allocations = 0;
-    allowed = 3;
+    allowed = 0;
     assert_null(kx_protocol_init(&r, &len));
 
     cJSON_InitHooks(NULL);
@@ -757,12 +761,15 @@ test_no_memory(void **state)
 static void
 test_no_memory_report(void **state)
 {
-    char             *body;
+    char             *body, big[5000];
     size_t            len;
     unsigned          debug;
     cJSON_Hooks       hooks;
     unsigned char     bid[KX_ID_LEN];
     kx_ad_request_t   r;
+
+    memset(big, 'd', sizeof(big) - 1);
+    big[sizeof(big) - 1] = '\0';
 
     minimal(&r);
     r.has_session = 1;
@@ -776,8 +783,8 @@ test_no_memory_report(void **state)
 
         for (allowed = 0; allowed < 1000; allowed++) {
             allocations = 0;
-            body = debug ? kx_protocol_debug_report(&r, "n", "d", &len)
-                         : kx_protocol_error_report(&r, "e", "s", bid, &len);
+            body = debug ? kx_protocol_debug_report(&r, "n", big, &len)
+                         : kx_protocol_error_report(&r, "e", big, bid, &len);
 
             if (body) {
                 break;
@@ -787,7 +794,7 @@ test_no_memory_report(void **state)
         }
 
         assert_non_null(body);
-        assert_true(allowed > 20);
+        assert_true(allowed > 0);
         kx_protocol_free(body);
     }
 

@@ -30,10 +30,25 @@ kx_content_text(const kx_str_t *content, const kx_str_t *types,
 
     case KX_JSON_STRING:
 
-        if (kx_json_string(&j, &raw) == KX_OK) {
-            kx_decode(&decode, &raw, sink, data);
-            kx_decode_finish(&decode, sink, data);
+        raw = *content;
+
+        if (raw.data[0] != '"' || raw.len < 2
+            || raw.data[raw.len - 1] != '"')
+        {
+
+            /* with white space around it */
+
+            if (kx_json_string(&j, &raw) != KX_OK) {
+                return;
+            }
+
+        } else {
+            raw.data++;
+            raw.len -= 2;
         }
+
+        kx_decode(&decode, &raw, sink, data);
+        kx_decode_finish(&decode, sink, data);
 
         break;
 

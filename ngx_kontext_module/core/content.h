@@ -14,10 +14,10 @@
 
 
 /*
- * Gives the decoded text of raw content to the sink, its parts joined with
- * LF.  A part is text if it has a string "text" and its "type" is one of
- * types, a list that ends with an empty string.  All else is nothing, and
- * what is not JSON ends it.
+ * Gives the decoded text of raw content, a value that was scanned, to the
+ * sink, its parts joined with LF.  A part is text if it has a string "text"
+ * and its "type" is one of types, a list that ends with an empty string.  All
+ * else is nothing.
  */
 void kx_content_text(const kx_str_t *content, const kx_str_t *types,
     kx_sink_pt sink, void *data);

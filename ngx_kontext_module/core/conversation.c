@@ -11,39 +11,75 @@
 #define KX_HASHES_MIN  64
 
 
+/* the hashes that find their place in a table without a search, mostly */
+
+#define KX_ORDINALS    64
+
+
 /* both forms of a message's text, made in one go */
 
 typedef struct {
     kx_text_t        canonical;
     kx_text_t        visible;
     kx_sha256_t      sha;
+    kx_mix_t         mix;
     unsigned char   *last;
     unsigned char   *end;
     unsigned         cut:1;
 } kx_message_text_t;
 
 
-/* a message's hash, and how its canonical text begins */
+/* how the canonical text of a message begins */
 
 typedef struct {
-    kx_mix_t         mix;
     size_t           len;
     unsigned char    text[KX_AUXILIARY_LEN];
 } kx_opening_t;
 
 
+typedef struct {
+    uint64_t         hash;
+    uint32_t         count;
+    uint32_t         used;
+} kx_ordinal_t;
+
+
+/* where texts go, one after the other */
+
+typedef struct {
+    unsigned char   *pos;
+    unsigned char   *end;
+} kx_room_t;
+
+
 static int kx_conversation_element(kx_conversation_t *cv, kx_json_t *j,
     kx_role_e (*role)(const kx_str_t *raw));
 static int kx_conversation_keep(kx_conversation_t *cv, kx_role_e role,
-    const kx_str_t *content, const kx_str_t *id, uint64_t hash);
-static void kx_conversation_canonical(void *data, const unsigned char *p,
+    const kx_str_t *content, const kx_str_t *id);
+static unsigned kx_conversation_said(kx_conversation_t *cv,
+    const kx_str_t *content);
+static void kx_conversation_opening(kx_conversation_t *cv);
+static void kx_conversation_open(void *data, const unsigned char *p,
     size_t len);
+static void kx_conversation_settle(kx_conversation_t *cv,
+    const kx_kept_t *kept);
+static void kx_conversation_mix(void *data, const unsigned char *p,
+    size_t len);
+static int kx_conversation_room(kx_conversation_t *cv, kx_room_t *room,
+    uint32_t n);
+static void kx_conversation_ordinals(const kx_conversation_t *cv,
+    uint32_t ordinals[KX_MAX_MESSAGES]);
+static kx_ordinal_t *kx_conversation_ordinal(kx_ordinal_t *table,
+    uint64_t hash);
 static int kx_conversation_id(kx_conversation_t *cv,
-    const kx_str_t *conversation_id, const kx_kept_t *kept,
+    const kx_str_t *conversation_id, const kx_kept_t *kept, uint32_t ordinal,
     const unsigned char sha[KX_SHA256_LEN], kx_str_t *id,
     unsigned char digest[KX_ID_LEN]);
 static int kx_conversation_text(kx_conversation_t *cv, const kx_kept_t *kept,
-    kx_str_t *text, size_t room, unsigned char sha[KX_SHA256_LEN]);
+    kx_str_t *text, kx_room_t *room, size_t max,
+    unsigned char sha[KX_SHA256_LEN]);
+static unsigned kx_conversation_try(kx_conversation_t *cv,
+    const kx_kept_t *kept, kx_message_text_t *mt);
 static void kx_message_feed(void *data, const unsigned char *p, size_t len);
 static void kx_message_canonical(void *data, const unsigned char *p,
     size_t len);
@@ -68,6 +104,7 @@ kx_conversation_init(kx_conversation_t *cv, const kx_dialect_t *dialect,
 
     cv->dialect = dialect;
     cv->pool = pool;
+    cv->scratch = pool;
     cv->choices = 1;
     cv->user.rank = KX_IDENTITY_NONE;
     cv->conversation.rank = KX_IDENTITY_NONE;
@@ -95,6 +132,10 @@ kx_conversation_scan(kx_conversation_t *cv, const unsigned char *body,
 
     if (rc != KX_OK || kx_json_end(&j) != KX_OK) {
         return KX_REASON_BAD_BODY;
+    }
+
+    if (cv->user_turn) {
+        kx_conversation_opening(cv);
     }
 
     return KX_REASON_NONE;
@@ -212,39 +253,18 @@ int
 kx_conversation_message(kx_conversation_t *cv, kx_role_e role,
     const kx_str_t *content, const kx_str_t *id)
 {
-    kx_text_t     text;
-    kx_opening_t  opening;
-
     cv->user_turn = 0;
-    cv->auxiliary = 0;
 
-    if (role == KX_ROLE_OTHER) {
+    if (role == KX_ROLE_OTHER || !kx_conversation_said(cv, content)) {
         return KX_OK;
     }
 
-    opening.len = 0;
-
-    kx_conversation_hash(cv, &opening.mix, role);
-    kx_text_init(&text, KX_TEXT_CANONICAL, kx_conversation_canonical,
-                 &opening);
-
-    cv->dialect->content(content, kx_text_feed, &text);
-    kx_text_finish(&text);
-
-    if (text.out == 0) {
-        return KX_OK;
-    }
-
-    if (kx_conversation_keep(cv, role, content, id,
-                             kx_mix_final(&opening.mix))
-        != KX_OK)
-    {
+    if (kx_conversation_keep(cv, role, content, id) != KX_OK) {
         return KX_AGAIN;
     }
 
     if (role == KX_ROLE_USER) {
         cv->user_turn = 1;
-        cv->auxiliary = kx_auxiliary(opening.text, opening.len);
 
         if (cv->first.data == NULL) {
             cv->first = *content;
@@ -257,11 +277,19 @@ kx_conversation_message(kx_conversation_t *cv, kx_role_e role,
 
 static int
 kx_conversation_keep(kx_conversation_t *cv, kx_role_e role,
-    const kx_str_t *content, const kx_str_t *id, uint64_t hash)
+    const kx_str_t *content, const kx_str_t *id)
 {
     uint32_t    size;
     uint64_t   *hashes;
     kx_kept_t  *kept;
+
+    if (cv->kept == NULL) {
+        cv->kept = cv->scratch->alloc(cv->scratch->data,
+                                      KX_MAX_MESSAGES * sizeof(kx_kept_t));
+        if (cv->kept == NULL) {
+            return KX_ERROR;
+        }
+    }
 
     if (cv->nhashes == cv->size) {
         size = cv->size ? cv->size * 2 : KX_HASHES_MIN;
@@ -281,9 +309,13 @@ kx_conversation_keep(kx_conversation_t *cv, kx_role_e role,
 
     kept = &cv->kept[cv->nhashes % KX_MAX_MESSAGES];
 
+    if (cv->nhashes >= KX_MAX_MESSAGES) {
+        kx_conversation_settle(cv, kept);
+    }
+
     kept->role = role;
     kept->content = *content;
-    kept->index = cv->nhashes;
+    kept->index = cv->nhashes++;
     kept->id.len = 0;
     kept->id.data = NULL;
 
@@ -291,9 +323,97 @@ kx_conversation_keep(kx_conversation_t *cv, kx_role_e role,
         kept->id = *id;
     }
 
-    cv->hashes[cv->nhashes++] = hash;
-
     return KX_OK;
+}
+
+
+/* is there any visible text? */
+
+static unsigned
+kx_conversation_said(kx_conversation_t *cv, const kx_str_t *content)
+{
+    kx_text_t      text;
+    kx_opening_t   opening;
+    unsigned char  c;
+
+    if (content->len > 2 && content->data[0] == '"') {
+
+        c = content->data[1];
+
+        if (c > ' ' && c != '<' && c != '\\' && c != '"') {
+            return 1;
+        }
+    }
+
+    opening.len = 0;
+
+    kx_text_init(&text, KX_TEXT_CANONICAL, kx_conversation_open, &opening);
+
+    cv->dialect->content(content, kx_text_feed, &text);
+    kx_text_finish(&text);
+
+    return text.out != 0;
+}
+
+
+/* what the newest message, a user's, begins with */
+
+static void
+kx_conversation_opening(kx_conversation_t *cv)
+{
+    kx_text_t         text;
+    kx_opening_t      opening;
+    const kx_kept_t  *kept;
+
+    kept = &cv->kept[(cv->nhashes - 1) % KX_MAX_MESSAGES];
+
+    opening.len = 0;
+
+    kx_text_init(&text, KX_TEXT_CANONICAL, kx_conversation_open, &opening);
+
+    cv->dialect->content(&kept->content, kx_text_feed, &text);
+    kx_text_finish(&text);
+
+    cv->auxiliary = kx_auxiliary(opening.text, opening.len);
+}
+
+
+static void
+kx_conversation_open(void *data, const unsigned char *p, size_t len)
+{
+    size_t         n;
+    kx_opening_t  *opening = data;
+
+    n = sizeof(opening->text) - opening->len;
+    n = (n < len) ? n : len;
+
+    memcpy(opening->text + opening->len, p, n);
+    opening->len += n;
+}
+
+
+/* makes the hash of a message that is not among the last ones any more */
+
+static void
+kx_conversation_settle(kx_conversation_t *cv, const kx_kept_t *kept)
+{
+    kx_mix_t   mix;
+    kx_text_t  text;
+
+    kx_conversation_hash(cv, &mix, kept->role);
+    kx_text_init(&text, KX_TEXT_CANONICAL, kx_conversation_mix, &mix);
+
+    cv->dialect->content(&kept->content, kx_text_feed, &text);
+    kx_text_finish(&text);
+
+    cv->hashes[kept->index] = kx_mix_final(&mix);
+}
+
+
+static void
+kx_conversation_mix(void *data, const unsigned char *p, size_t len)
+{
+    kx_mix_update(data, p, len);
 }
 
 
@@ -301,7 +421,6 @@ void
 kx_conversation_restart(kx_conversation_t *cv)
 {
     cv->user_turn = 0;
-    cv->auxiliary = 0;
     cv->nhashes = 0;
     cv->first.len = 0;
     cv->first.data = NULL;
@@ -431,34 +550,15 @@ kx_conversation_hash(const kx_conversation_t *cv, kx_mix_t *mix,
 }
 
 
-static void
-kx_conversation_canonical(void *data, const unsigned char *p, size_t len)
-{
-    size_t         n;
-    kx_opening_t  *opening = data;
-
-    kx_mix_update(&opening->mix, p, len);
-
-    n = sizeof(opening->text) - opening->len;
-
-    if (n) {
-        n = (n < len) ? n : len;
-
-        memcpy(opening->text + opening->len, p, n);
-        opening->len += n;
-    }
-}
-
-
 uint64_t
-kx_conversation_count(const kx_conversation_t *cv, uint64_t hash, uint32_t n)
+kx_conversation_count(const kx_conversation_t *cv, uint64_t hash)
 {
     uint32_t  i;
     uint64_t  count;
 
     count = 0;
 
-    for (i = 0; i < n; i++) {
+    for (i = 0; i < cv->nhashes; i++) {
         count += (cv->hashes[i] == hash);
     }
 
@@ -471,67 +571,152 @@ kx_conversation_messages(kx_conversation_t *cv,
     const kx_str_t *conversation_id, kx_message_t *messages,
     unsigned char digest[KX_ID_LEN])
 {
-    size_t               room;
-    uint32_t             n, left;
-    unsigned             i;
-    kx_str_t             text, id;
+    int                  rc;
+    size_t               max;
+    uint32_t             i, n, first, sent, ordinals[KX_MAX_MESSAGES];
+    kx_str_t             text;
+    kx_room_t            room;
     kx_message_t        *m;
-    unsigned char        sha[KX_SHA256_LEN], d[KX_ID_LEN];
+    unsigned char        sha[KX_MAX_MESSAGES][KX_SHA256_LEN];
     const kx_kept_t     *kept;
 
     n = cv->nhashes;
-    left = (n < KX_MAX_MESSAGES) ? n : KX_MAX_MESSAGES;
+    first = (n < KX_MAX_MESSAGES) ? 0 : n - KX_MAX_MESSAGES;
+    sent = n;
 
-    room = KX_MAX_CONTENT;
-    m = messages + KX_MAX_MESSAGES;
+    if (kx_conversation_room(cv, &room, n - first) != KX_OK) {
+        return 0;
+    }
 
-    while (left--) {
-        kept = &cv->kept[--n % KX_MAX_MESSAGES];
+    max = KX_MAX_CONTENT;
 
-        switch (kx_conversation_text(cv, kept, &text, room, sha)) {
+    for (i = n; i > first; i--) {
+        kept = &cv->kept[(i - 1) % KX_MAX_MESSAGES];
 
-        case KX_OK:
-            break;
+        if (max == 0) {
+            kx_conversation_settle(cv, kept);
+            continue;
+        }
 
-        case KX_DECLINED:
+        rc = kx_conversation_text(cv, kept, &text, &room, max,
+                                  sha[kept->index % KX_MAX_MESSAGES]);
 
-            /* only the newest one may be cut */
-
-            if (room != KX_MAX_CONTENT) {
-                left = 0;
-                continue;
-            }
-
-            left = 0;
-            break;
-
-        default:
+        if (rc == KX_ERROR) {
             return 0;
         }
 
-        if (kx_conversation_id(cv, conversation_id, kept, sha, &id, d)
+        /* only the newest one may be cut */
+
+        if (rc == KX_DECLINED && i < n) {
+            max = 0;
+            continue;
+        }
+
+        m = &messages[--sent - first];
+
+        m->role = kept->role;
+        m->content = text;
+
+        max = (rc == KX_OK) ? max - text.len : 0;
+    }
+
+    n -= sent;
+    memmove(messages, messages + (sent - first), n * sizeof(kx_message_t));
+
+    kx_conversation_ordinals(cv, ordinals);
+
+    for (i = 0; i < n; i++) {
+        kept = &cv->kept[(sent + i) % KX_MAX_MESSAGES];
+
+        if (kx_conversation_id(cv, conversation_id, kept,
+                               ordinals[kept->index % KX_MAX_MESSAGES],
+                               sha[kept->index % KX_MAX_MESSAGES],
+                               &messages[i].id, digest)
             != KX_OK)
         {
             return 0;
         }
-
-        if (m == messages + KX_MAX_MESSAGES) {
-            memcpy(digest, d, KX_ID_LEN);
-        }
-
-        m--;
-        m->role = kept->role;
-        m->id = id;
-        m->content = text;
-
-        room -= text.len;
     }
 
-    i = (unsigned) (messages + KX_MAX_MESSAGES - m);
+    return n;
+}
 
-    memmove(messages, m, i * sizeof(kx_message_t));
 
-    return i;
+/* for the texts of the last n messages, as long as they are well-formed */
+
+static int
+kx_conversation_room(kx_conversation_t *cv, kx_room_t *room, uint32_t n)
+{
+    size_t    size;
+    uint32_t  i;
+
+    size = 1;
+
+    for (i = 0; i < n && size < KX_MAX_CONTENT; i++) {
+        size += cv->kept[i].content.len;
+    }
+
+    if (size > KX_MAX_CONTENT) {
+        size = KX_MAX_CONTENT;
+    }
+
+    room->pos = cv->scratch->alloc(cv->scratch->data, size);
+    if (room->pos == NULL) {
+        return KX_ERROR;
+    }
+
+    room->end = room->pos + size;
+
+    return KX_OK;
+}
+
+
+/* of the last ones, how many there are of each up to it (chat-apis.md 13) */
+
+static void
+kx_conversation_ordinals(const kx_conversation_t *cv,
+    uint32_t ordinals[KX_MAX_MESSAGES])
+{
+    uint32_t       i, n, first;
+    kx_ordinal_t  *o, table[KX_ORDINALS];
+
+    n = cv->nhashes;
+    first = (n < KX_MAX_MESSAGES) ? 0 : n - KX_MAX_MESSAGES;
+
+    memset(table, 0, sizeof(table));
+
+    for (i = first; i < n; i++) {
+        o = kx_conversation_ordinal(table, cv->hashes[i]);
+        o->hash = cv->hashes[i];
+        o->used = 1;
+    }
+
+    for (i = 0; i < n; i++) {
+        o = kx_conversation_ordinal(table, cv->hashes[i]);
+
+        if (o->used) {
+            o->count++;
+
+            if (i >= first) {
+                ordinals[i % KX_MAX_MESSAGES] = o->count;
+            }
+        }
+    }
+}
+
+
+static kx_ordinal_t *
+kx_conversation_ordinal(kx_ordinal_t *table, uint64_t hash)
+{
+    unsigned  i;
+
+    i = (unsigned) (hash % KX_ORDINALS);
+
+    while (table[i].used && table[i].hash != hash) {
+        i = (i + 1) % KX_ORDINALS;
+    }
+
+    return &table[i];
 }
 
 
@@ -539,17 +724,17 @@ kx_conversation_messages(kx_conversation_t *cv,
 
 static int
 kx_conversation_id(kx_conversation_t *cv, const kx_str_t *conversation_id,
-    const kx_kept_t *kept, const unsigned char sha[KX_SHA256_LEN],
-    kx_str_t *id, unsigned char digest[KX_ID_LEN])
+    const kx_kept_t *kept, uint32_t ordinal,
+    const unsigned char sha[KX_SHA256_LEN], kx_str_t *id,
+    unsigned char digest[KX_ID_LEN])
 {
     ssize_t         n;
-    uint64_t        ordinal;
     unsigned char  *p, buf[KX_MAX_IDENTITY];
 
-    n = kx_json_copy(&kept->id, buf, KX_MAX_IDENTITY);
+    n = kept->id.len ? kx_json_copy(&kept->id, buf, KX_MAX_IDENTITY) : 0;
 
-    p = cv->pool->alloc(cv->pool->data,
-                        (n > 0) ? (size_t) n : KX_MESSAGE_ID_LEN);
+    p = cv->scratch->alloc(cv->scratch->data,
+                           (n > 0) ? (size_t) n : KX_MESSAGE_ID_LEN);
     if (p == NULL) {
         return KX_ERROR;
     }
@@ -565,10 +750,6 @@ kx_conversation_id(kx_conversation_t *cv, const kx_str_t *conversation_id,
         return KX_OK;
     }
 
-    ordinal = kx_conversation_count(cv, cv->hashes[kept->index],
-                                    kept->index)
-              + 1;
-
     kx_message_digest(digest, conversation_id, kept->role, sha, ordinal);
     kx_message_id(p, digest);
 
@@ -578,40 +759,49 @@ kx_conversation_id(kx_conversation_t *cv, const kx_str_t *conversation_id,
 }
 
 
-/* KX_DECLINED: the text was cut, sha is that of the whole one all the same */
+/*
+ * The text of a message, of max bytes at most, and the hashes of all of it.
+ * KX_DECLINED: the text was cut.
+ */
 
 static int
 kx_conversation_text(kx_conversation_t *cv, const kx_kept_t *kept,
-    kx_str_t *text, size_t room, unsigned char sha[KX_SHA256_LEN])
+    kx_str_t *text, kx_room_t *room, size_t max,
+    unsigned char sha[KX_SHA256_LEN])
 {
     size_t             size;
     unsigned char     *p;
     kx_message_text_t  mt;
 
-    /* an ill-formed byte becomes three, all else gets shorter or stays */
-
-    size = kept->content.len;
-    size = (size > room / 3) ? room : size * 3;
-
-    p = cv->pool->alloc(cv->pool->data, size ? size : 1);
-    if (p == NULL) {
-        return KX_ERROR;
-    }
+    p = room->pos;
+    size = (size_t) (room->end - p);
 
     mt.last = p;
-    mt.end = p + size;
-    mt.cut = 0;
+    mt.end = p + ((size < max) ? size : max);
 
-    kx_sha256_init(&mt.sha);
-    kx_text_init(&mt.canonical, KX_TEXT_CANONICAL, kx_message_canonical, &mt);
-    kx_text_init(&mt.visible, KX_TEXT_VISIBLE, kx_message_visible, &mt);
+    if (!kx_conversation_try(cv, kept, &mt)) {
+        room->pos = mt.last;
 
-    cv->dialect->content(&kept->content, kx_message_feed, &mt);
+    } else if (size < max) {
 
-    kx_text_finish(&mt.canonical);
-    kx_text_finish(&mt.visible);
+        /* an ill-formed byte becomes three */
+
+        size = kept->content.len;
+        size = (size > max / 3) ? max : size * 3;
+
+        p = cv->scratch->alloc(cv->scratch->data, size);
+        if (p == NULL) {
+            return KX_ERROR;
+        }
+
+        mt.last = p;
+        mt.end = p + size;
+
+        (void) kx_conversation_try(cv, kept, &mt);
+    }
 
     kx_sha256_final(&mt.sha, sha);
+    cv->hashes[kept->index] = kx_mix_final(&mt.mix);
 
     if (mt.cut) {
 
@@ -633,6 +823,27 @@ kx_conversation_text(kx_conversation_t *cv, const kx_kept_t *kept,
 }
 
 
+static unsigned
+kx_conversation_try(kx_conversation_t *cv, const kx_kept_t *kept,
+    kx_message_text_t *mt)
+{
+    mt->cut = 0;
+
+    kx_sha256_init(&mt->sha);
+    kx_conversation_hash(cv, &mt->mix, kept->role);
+
+    kx_text_init(&mt->canonical, KX_TEXT_CANONICAL, kx_message_canonical, mt);
+    kx_text_init(&mt->visible, KX_TEXT_VISIBLE, kx_message_visible, mt);
+
+    cv->dialect->content(&kept->content, kx_message_feed, mt);
+
+    kx_text_finish(&mt->canonical);
+    kx_text_finish(&mt->visible);
+
+    return mt->cut;
+}
+
+
 static void
 kx_message_feed(void *data, const unsigned char *p, size_t len)
 {
@@ -649,6 +860,7 @@ kx_message_canonical(void *data, const unsigned char *p, size_t len)
     kx_message_text_t  *mt = data;
 
     kx_sha256_update(&mt->sha, p, len);
+    kx_mix_update(&mt->mix, p, len);
 }
 
 

@@ -56,6 +56,7 @@ typedef struct {
 struct kx_conversation_s {
     const kx_dialect_t  *dialect;
     const kx_pool_t     *pool;
+    const kx_pool_t     *scratch;    /* what is not needed with the answer */
     unsigned char        key[KX_SIP_KEY_LEN];
 
     kx_identity_t        user;
@@ -73,13 +74,14 @@ struct kx_conversation_s {
     /* the id of the answer that this request goes on from, or empty */
     kx_str_t             previous;
 
-    /* keyed hashes of role and canonical text of all messages kept */
+    /* keyed hashes of role and canonical text of all messages; those of the
+       last ones are made by kx_conversation_messages() */
     uint64_t            *hashes;
     uint32_t             nhashes;
     uint32_t             size;
 
     /* the last ones, a ring: message i is at i % KX_MAX_MESSAGES */
-    kx_kept_t            kept[KX_MAX_MESSAGES];
+    kx_kept_t           *kept;
 
     kx_str_t             first;           /* raw content of the first user's */
 };
@@ -87,8 +89,10 @@ struct kx_conversation_s {
 
 /*
  * Starts with a dialect and the path of a request; key is a secret of
- * KX_SIP_KEY_LEN bytes that texts are compared with, pool is where hashes,
- * identities and messages go.
+ * KX_SIP_KEY_LEN bytes that texts are compared with, pool is where hashes and
+ * identities go.  It also is scratch, where messages and their texts go, until
+ * the caller sets another one, which needs to last until the last call that
+ * takes cv, but for those about answers.
  */
 void kx_conversation_init(kx_conversation_t *cv, const kx_dialect_t *dialect,
     const kx_str_t *path, const unsigned char *key, const kx_pool_t *pool);
@@ -102,11 +106,12 @@ kx_reason_e kx_conversation_scan(kx_conversation_t *cv,
     const unsigned char *body, size_t len);
 
 /*
- * Makes the messages of an ad call: the last ones, oldest first, with their
- * ids and visible texts; created is left alone.  KX_MAX_CONTENT bytes of text
- * at most: older messages that do not fit are left out, a newest one that
- * does not is cut.  digest is that of the newest message.  messages has room
- * for KX_MAX_MESSAGES.  Returns their number, 0 when there is no memory.
+ * Makes the messages of an ad call, and is to be called once: the last ones,
+ * oldest first, with their ids and visible texts; created is left alone.
+ * KX_MAX_CONTENT bytes of text at most: older messages that do not fit are
+ * left out, a newest one that does not is cut.  digest is that of the newest
+ * message.  messages has room for KX_MAX_MESSAGES.  Returns their number, 0
+ * when there is no memory.
  */
 unsigned kx_conversation_messages(kx_conversation_t *cv,
     const kx_str_t *conversation_id, kx_message_t *messages,
@@ -188,9 +193,11 @@ void kx_message_digest(unsigned char digest[KX_ID_LEN],
 void kx_message_digest_native(unsigned char digest[KX_ID_LEN],
     const kx_str_t *conversation_id, const kx_str_t *id);
 
-/* How many messages of the request have this hash, among the first n. */
-uint64_t kx_conversation_count(const kx_conversation_t *cv, uint64_t hash,
-    uint32_t n);
+/*
+ * How many messages of the request have this hash; kx_conversation_messages()
+ * was called.
+ */
+uint64_t kx_conversation_count(const kx_conversation_t *cv, uint64_t hash);
 
 /* Starts the keyed hash of a message's text. */
 void kx_conversation_hash(const kx_conversation_t *cv, kx_mix_t *mix,

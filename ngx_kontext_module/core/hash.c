@@ -443,6 +443,7 @@ void
 kx_sha256_final(kx_sha256_t *h, unsigned char result[KX_SHA256_LEN])
 {
     size_t    used;
+    uint32_t  word;
     uint64_t  bits;
     unsigned  i;
 
@@ -465,8 +466,13 @@ kx_sha256_final(kx_sha256_t *h, unsigned char result[KX_SHA256_LEN])
 
     (void) kx_sha256_blocks(h, h->block, 1);
 
-    for (i = 0; i < KX_SHA256_LEN; i++) {
-        result[i] = (unsigned char) (h->state[i / 4] >> (24 - 8 * (i % 4)));
+    for (i = 0; i < 8; i++, result += 4) {
+        word = h->state[i];
+
+        result[0] = (unsigned char) (word >> 24);
+        result[1] = (unsigned char) (word >> 16);
+        result[2] = (unsigned char) (word >> 8);
+        result[3] = (unsigned char) word;
     }
 }
 
@@ -637,22 +643,26 @@ kx_base32_id(unsigned char *dst, const unsigned char id[KX_ID_LEN])
 {
     static const char  alphabet[] = "abcdefghijklmnopqrstuvwxyz234567";
 
-    unsigned  i, acc, bits;
+    int       shift;
+    uint64_t  bits;
+    unsigned  i;
 
-    acc = 0;
-    bits = 0;
+    /* five bytes are eight characters */
 
-    for (i = 0; i < KX_ID_LEN; i++) {
-        acc = (acc << 8 | id[i]) & 0xfff;
-        bits += 8;
+    for (i = 0; i < KX_ID_LEN - 1; i += 5) {
+        bits = (uint64_t) id[i] << 32
+               | (uint64_t) id[i + 1] << 24
+               | (uint64_t) id[i + 2] << 16
+               | (uint64_t) id[i + 3] << 8
+               | (uint64_t) id[i + 4];
 
-        while (bits >= 5) {
-            bits -= 5;
-            *dst++ = (unsigned char) alphabet[(acc >> bits) & 31];
+        for (shift = 35; shift >= 0; shift -= 5) {
+            *dst++ = (unsigned char) alphabet[bits >> shift & 31];
         }
     }
 
-    *dst++ = (unsigned char) alphabet[(acc << (5 - bits)) & 31];
+    *dst++ = (unsigned char) alphabet[id[i] >> 3];
+    *dst++ = (unsigned char) alphabet[id[i] << 2 & 31];
 
     return dst;
 }

@@ -13,7 +13,6 @@
 #define KX_JSON_EACH    ((uint64_t) 0x0101010101010101ULL)
 #define KX_JSON_HIGH    ((uint64_t) 0x8080808080808080ULL)
 
-#define KX_BAD_UTF8     0xffffffff
 #define KX_REPLACEMENT  0xfffd
 
 /* the longest escape, a surrogate pair, is 12 bytes and gives 4 */
@@ -22,8 +21,8 @@
 
 /* decoded text is gathered here so that not each escape is a call */
 
-#define KX_GATHER_SIZE  256
-#define KX_GATHER_RUN   32
+#define KX_GATHER_SIZE  2048
+#define KX_GATHER_ROOM  16           /* what one step may take */
 
 #define kx_json_digit(c)  ((c) >= '0' && (c) <= '9')
 
@@ -51,7 +50,7 @@ typedef struct {
 
 
 static int kx_json_next(kx_json_t *j, unsigned object);
-static unsigned kx_json_in_object(const kx_json_t *j);
+static void kx_json_leave(kx_json_t *j);
 static const unsigned char *kx_json_quote(const unsigned char *start,
     const unsigned char *last);
 static int kx_json_scalar(kx_json_t *j);
@@ -60,27 +59,36 @@ static const unsigned char *kx_json_digits(const unsigned char *p,
     const unsigned char *last);
 static int kx_json_literal(kx_json_t *j, const char *s, size_t len);
 static int kx_json_scalar_end(kx_json_t *j, const unsigned char *p);
-static unsigned char kx_json_peek(kx_json_t *j);
+static inline unsigned char kx_json_peek(kx_json_t *j);
 static int kx_json_bad(kx_json_t *j);
 static void kx_json_equal_sink(void *data, const unsigned char *p,
     size_t len);
 static void kx_json_copy_sink(void *data, const unsigned char *p, size_t len);
-static const unsigned char *kx_decode_run(const unsigned char *p,
-    const unsigned char *last);
-static const unsigned char *kx_decode_plain(const unsigned char *p,
-    const unsigned char *last);
+static const unsigned char *kx_decode_plain(kx_gather_t *g,
+    const unsigned char *p, const unsigned char *last);
 static const unsigned char *kx_decode_escape(kx_decode_t *d, kx_gather_t *g,
     const unsigned char *p, const unsigned char *last);
 static const unsigned char *kx_decode_unit(const unsigned char *p,
     const unsigned char *last, uint32_t *unit);
-static void kx_decode_lone(kx_decode_t *d, kx_gather_t *g);
+static inline void kx_decode_lone(kx_decode_t *d, kx_gather_t *g);
 static void kx_gather_char(kx_gather_t *g, uint32_t c);
-static void kx_gather(kx_gather_t *g, const unsigned char *p, size_t len);
 static void kx_gather_flush(kx_gather_t *g);
-static uint32_t kx_utf8_read(const unsigned char **pos,
-    const unsigned char *last);
 static size_t kx_utf8_write(unsigned char *dst, uint32_t c);
 static unsigned char *kx_json_escape_unit(unsigned char *dst, uint32_t unit);
+
+
+/* the escapes of one character: RFC 8259, 7 */
+
+static const unsigned char  kx_escapes[256] = {
+    ['"'] = '"',
+    ['\\'] = '\\',
+    ['/'] = '/',
+    ['b'] = '\b',
+    ['f'] = '\f',
+    ['n'] = '\n',
+    ['r'] = '\r',
+    ['t'] = '\t'
+};
 
 
 void
@@ -90,6 +98,7 @@ kx_json_init(kx_json_t *j, const unsigned char *p, size_t len)
     j->last = len ? p + len : p;
     j->depth = 0;
     j->first = 0;
+    j->in_object = 0;
     j->bad = 0;
 }
 
@@ -159,6 +168,7 @@ kx_json_enter(kx_json_t *j)
 
     j->depth++;
     j->first = 1;
+    j->in_object = (c == '{');
     j->pos++;
 
     return KX_OK;
@@ -206,15 +216,12 @@ kx_json_next(kx_json_t *j, unsigned object)
 
     c = kx_json_peek(j);
 
-    if (j->depth == 0 || kx_json_in_object(j) != object) {
+    if (j->depth == 0 || j->in_object != object) {
         return kx_json_bad(j);
     }
 
     if (c == (object ? '}' : ']')) {
-        j->depth--;
-        j->first = 0;
-        j->pos++;
-
+        kx_json_leave(j);
         return KX_DONE;
     }
 
@@ -236,14 +243,19 @@ kx_json_next(kx_json_t *j, unsigned object)
 }
 
 
-static unsigned
-kx_json_in_object(const kx_json_t *j)
+static void
+kx_json_leave(kx_json_t *j)
 {
     unsigned  i;
 
-    i = j->depth - 1;
+    j->pos++;
+    j->first = 0;
+    j->in_object = 0;
 
-    return (j->object[i / 8] >> (i % 8)) & 1;
+    if (--j->depth) {
+        i = j->depth - 1;
+        j->in_object = (unsigned char) (j->object[i / 8] >> (i % 8)) & 1;
+    }
 }
 
 
@@ -281,6 +293,31 @@ static const unsigned char *
 kx_json_quote(const unsigned char *start, const unsigned char *last)
 {
     const unsigned char  *p, *slash;
+
+#ifdef __SSE2__
+
+    int      found;
+    __m128i  v;
+
+    /* most strings are names: short, and without backslashes */
+
+    if (last - start >= 16) {
+        v = _mm_loadu_si128((const __m128i *) start);
+
+        found = _mm_movemask_epi8(
+                    _mm_or_si128(_mm_cmpeq_epi8(v, _mm_set1_epi8('"')),
+                                 _mm_cmpeq_epi8(v, _mm_set1_epi8('\\'))));
+
+        if (found) {
+            p = start + __builtin_ctz((unsigned) found);
+
+            if (*p == '"') {
+                return p;
+            }
+        }
+    }
+
+#endif
 
     for (p = start; p < last; p++) {
         p = memchr(p, '"', (size_t) (last - p));
@@ -337,8 +374,7 @@ kx_json_skip(kx_json_t *j, kx_str_t *raw)
         /* to the next value, out of the containers that end before it */
 
         while (j->depth > depth) {
-            rc = kx_json_in_object(j) ? kx_json_member(j, &s)
-                                      : kx_json_element(j);
+            rc = j->in_object ? kx_json_member(j, &s) : kx_json_element(j);
 
             if (rc != KX_DONE) {
                 break;
@@ -497,7 +533,7 @@ kx_json_end(kx_json_t *j)
 
 /* consumes white space; what follows, or zero, which no value starts with */
 
-static unsigned char
+static inline unsigned char
 kx_json_peek(kx_json_t *j)
 {
     unsigned char         c;
@@ -639,7 +675,7 @@ void
 kx_decode(kx_decode_t *d, const kx_str_t *raw, kx_sink_pt sink, void *data)
 {
     kx_gather_t           g;
-    const unsigned char  *p, *end, *last;
+    const unsigned char  *p, *start, *last;
 
     if (raw->len == 0) {
         return;
@@ -654,23 +690,40 @@ kx_decode(kx_decode_t *d, const kx_str_t *raw, kx_sink_pt sink, void *data)
 
     while (p < last) {
 
+        if (KX_GATHER_SIZE - g.len < KX_GATHER_ROOM) {
+            kx_gather_flush(&g);
+        }
+
         if (*p == '\\') {
-            p = kx_decode_escape(d, &g, p + 1, last);
+
+            if (d->high == 0 && last - p > 1 && kx_escapes[p[1]]) {
+                g.buf[g.len++] = kx_escapes[p[1]];
+                p += 2;
+
+            } else {
+                p = kx_decode_escape(d, &g, p + 1, last);
+            }
+
             continue;
         }
 
         kx_decode_lone(d, &g);
 
-        end = kx_decode_run(p, last);
-
-        if (end > p) {
-            kx_gather(&g, p, (size_t) (end - p));
-            p = end;
+        if (*p < 0x80) {
+            p = kx_decode_plain(&g, p, last);
             continue;
         }
 
-        (void) kx_utf8_read(&p, last);
-        kx_gather_char(&g, KX_REPLACEMENT);
+        start = p;
+
+        if (kx_utf8_read(&p, last) == KX_BAD_UTF8) {
+            kx_gather_char(&g, KX_REPLACEMENT);
+            continue;
+        }
+
+        do {
+            g.buf[g.len++] = *start++;
+        } while (start < p);
     }
 
     kx_gather_flush(&g);
@@ -687,55 +740,57 @@ kx_decode_finish(kx_decode_t *d, kx_sink_pt sink, void *data)
 }
 
 
-/* the end of the valid UTF-8 without escapes */
+/*
+ * Gathers up to the first byte that is a backslash or not ASCII, or as much as
+ * there is room for.
+ */
 
 static const unsigned char *
-kx_decode_run(const unsigned char *p, const unsigned char *last)
+kx_decode_plain(kx_gather_t *g, const unsigned char *p,
+    const unsigned char *last)
 {
-    const unsigned char  *start;
+    size_t          n, room;
+    uint64_t        w, slash;
+    unsigned char  *dst;
 
-    for ( ;; ) {
-        p = kx_decode_plain(p, last);
-
-        while (p < last && *p >= 0x80) {
-            start = p;
-
-            if (kx_utf8_read(&p, last) == KX_BAD_UTF8) {
-                return start;
-            }
-        }
-
-        if (p == last || *p == '\\') {
-            return p;
-        }
-    }
-}
-
-
-/* the first byte that is a backslash or not ASCII */
-
-static const unsigned char *
-kx_decode_plain(const unsigned char *p, const unsigned char *last)
-{
 #ifdef __SSE2__
 
-    __m128i  v, slash;
+    int             found;
+    __m128i         v;
 
-    slash = _mm_set1_epi8('\\');
+#endif
+
+    n = (size_t) (last - p);
+    room = KX_GATHER_SIZE - g->len;
+    last = p + ((n < room) ? n : room);
+
+    dst = g->buf + g->len;
+
+#ifdef __SSE2__
 
     while (last - p >= 16) {
         v = _mm_loadu_si128((const __m128i *) p);
 
-        if (_mm_movemask_epi8(_mm_or_si128(_mm_cmpeq_epi8(v, slash), v))) {
-            break;
+        _mm_storeu_si128((__m128i *) dst, v);
+
+        found = _mm_movemask_epi8(
+                    _mm_or_si128(_mm_cmpeq_epi8(v, _mm_set1_epi8('\\')), v));
+
+        if (found) {
+
+            /* what was copied too much will be overwritten */
+
+            n = (size_t) __builtin_ctz((unsigned) found);
+            g->len = (size_t) (dst - g->buf) + n;
+
+            return p + n;
         }
 
+        dst += 16;
         p += 16;
     }
 
-#else
-
-    uint64_t  w, slash;
+#endif
 
     while (last - p >= 8) {
         memcpy(&w, p, 8);
@@ -746,14 +801,17 @@ kx_decode_plain(const unsigned char *p, const unsigned char *last)
             break;
         }
 
+        memcpy(dst, p, 8);
+
+        dst += 8;
         p += 8;
     }
 
-#endif
-
     while (p < last && *p != '\\' && *p < 0x80) {
-        p++;
+        *dst++ = *p++;
     }
+
+    g->len = (size_t) (dst - g->buf);
 
     return p;
 }
@@ -771,9 +829,7 @@ kx_decode_escape(kx_decode_t *d, kx_gather_t *g, const unsigned char *p,
 
     c = (p < last && *p < 0x80) ? *p++ : 0;
 
-    switch (c) {
-
-    case 'u':
+    if (c == 'u') {
         p = kx_decode_unit(p, last, &c);
 
         if (c >= 0xdc00 && c <= 0xdfff) {
@@ -792,36 +848,8 @@ kx_decode_escape(kx_decode_t *d, kx_gather_t *g, const unsigned char *p,
             return p;
         }
 
-        break;
-
-    case '"':
-    case '\\':
-    case '/':
-        break;
-
-    case 'b':
-        c = '\b';
-        break;
-
-    case 'f':
-        c = '\f';
-        break;
-
-    case 'n':
-        c = '\n';
-        break;
-
-    case 'r':
-        c = '\r';
-        break;
-
-    case 't':
-        c = '\t';
-        break;
-
-    default:
-        c = KX_REPLACEMENT;
-        break;
+    } else {
+        c = kx_escapes[c] ? kx_escapes[c] : KX_REPLACEMENT;
     }
 
     kx_decode_lone(d, g);
@@ -873,7 +901,7 @@ kx_decode_unit(const unsigned char *p, const unsigned char *last,
 
 /* something other than a low surrogate came after a high one */
 
-static void
+static inline void
 kx_decode_lone(kx_decode_t *d, kx_gather_t *g)
 {
     if (d->high) {
@@ -895,23 +923,6 @@ kx_gather_char(kx_gather_t *g, uint32_t c)
 
 
 static void
-kx_gather(kx_gather_t *g, const unsigned char *p, size_t len)
-{
-    if (len > KX_GATHER_RUN || len > KX_GATHER_SIZE - g->len) {
-        kx_gather_flush(g);
-    }
-
-    if (len > KX_GATHER_RUN) {
-        g->sink(g->data, p, len);
-        return;
-    }
-
-    memcpy(g->buf + g->len, p, len);
-    g->len += len;
-}
-
-
-static void
 kx_gather_flush(kx_gather_t *g)
 {
     if (g->len) {
@@ -921,13 +932,7 @@ kx_gather_flush(kx_gather_t *g)
 }
 
 
-/*
- * Reads a character, or as much of an ill-formed one as is replaced by one
- * U+FFFD: the longest start of a character that could still be well-formed,
- * at least one byte (Unicode 3.9, table 3-7).
- */
-
-static uint32_t
+uint32_t
 kx_utf8_read(const unsigned char **pos, const unsigned char *last)
 {
     uint32_t              c;

@@ -29,6 +29,7 @@
 
 
 #define KX_JSON_MAX_DEPTH  512    /* deeper text is an error */
+#define KX_BAD_UTF8        0xffffffff
 
 
 typedef enum {
@@ -47,8 +48,9 @@ typedef struct {
     const unsigned char  *pos;
     const unsigned char  *last;
     unsigned              depth;
-    unsigned              first:1;   /* no value yet in this container */
-    unsigned              bad:1;
+    unsigned char         first;     /* no value yet in this container */
+    unsigned char         in_object; /* this container is one */
+    unsigned char         bad;
     /* a bit for each open container: set for an object */
     unsigned char         object[KX_JSON_MAX_DEPTH / 8];
 } kx_json_t;
@@ -103,7 +105,11 @@ int kx_json_end(kx_json_t *j);
 /* Does a raw string, once its escapes are decoded, equal s of len bytes? */
 int kx_json_equal(const kx_str_t *raw, const char *s, size_t len);
 
-#define kx_json_is(raw, s)  kx_json_equal(raw, s, sizeof(s) - 1)
+/* The same for s in ASCII without backslashes, one character at least. */
+static inline int kx_json_name(const kx_str_t *raw, const char *s,
+    size_t len);
+
+#define kx_json_is(raw, s)  kx_json_name(raw, s, sizeof(s) - 1)
 
 /*
  * Decodes a raw string into dst of size bytes, as kx_decode() does.  Returns
@@ -124,12 +130,35 @@ void kx_decode(kx_decode_t *d, const kx_str_t *raw, kx_sink_pt sink,
 void kx_decode_finish(kx_decode_t *d, kx_sink_pt sink, void *data);
 
 /*
+ * Reads a character of UTF-8 at *pos, which is before last, and goes on after
+ * it.  KX_BAD_UTF8: an ill-formed one, of which as much is taken as one U+FFFD
+ * stands for: the longest start of a character that could still be
+ * well-formed, at least one byte (Unicode 3.9, table 3-7).
+ */
+uint32_t kx_utf8_read(const unsigned char **pos, const unsigned char *last);
+
+/*
  * Writes s (UTF-8; ill-formed sequences become U+FFFD) as the inside of a
  * JSON string in pure ASCII: \uXXXX, surrogate pairs above U+FFFF.  Returns
  * the place after the last byte, or NULL when it does not fit before end.
  */
 unsigned char *kx_json_escape(unsigned char *dst, const unsigned char *end,
     const kx_str_t *s);
+
+
+static inline int
+kx_json_name(const kx_str_t *raw, const char *s, size_t len)
+{
+    if (raw->len <= len) {
+
+        /* an escape is longer than its character */
+
+        return raw->len == len && memcmp(raw->data, s, len) == 0;
+    }
+
+    return (raw->data[0] == (unsigned char) *s || raw->data[0] == '\\')
+           && kx_json_equal(raw, s, len);
+}
 
 
 #endif /* _KX_JSON_SCAN_H_INCLUDED_ */

@@ -6,6 +6,7 @@
 #include "protocol.h"
 #include "hash.h"
 #include "json_scan.h"
+#include "json_write.h"
 #include "tree.h"
 
 #include <math.h>
@@ -14,6 +15,10 @@
 
 #define KX_MAX_PRELOAD_TIMEOUT 600000
 #define KX_MAX_REVENUE_LEN     32
+
+#define KX_BODY_SIZE           2048  /* of a body without messages, mostly */
+#define KX_BODY_MESSAGE        128   /* and of each, besides its text */
+#define KX_BODY_MAX            131072
 
 #define KX_DAY                 86400000
 #define KX_LAST_TIME           253402300799999ULL    /* the end of 9999 */
@@ -31,34 +36,42 @@ typedef struct {
 } kx_writer_t;
 
 
-static int kx_protocol_additional(cJSON *body, const kx_ad_request_t *r,
-    const unsigned char *session, const unsigned char *bid);
 static int kx_ad_request_strings(void *dst, const void *src,
     const size_t *offsets, const kx_pool_t *pool);
 static int kx_ad_request_string(kx_str_t *dst, const kx_str_t *src,
     const kx_pool_t *pool);
-static int kx_protocol_common(cJSON *body, const kx_ad_request_t *r);
-static int kx_protocol_placements(cJSON *body, const kx_ad_request_t *r);
-static int kx_protocol_messages(cJSON *body, const kx_ad_request_t *r);
-static cJSON *kx_protocol_message(const kx_message_t *m, const char *content);
-static int kx_protocol_sdk(cJSON *body, const kx_ad_request_t *r);
-static int kx_protocol_device(cJSON *body, const kx_device_t *d);
-static int kx_protocol_os(cJSON *device, const kx_device_t *d);
-static int kx_protocol_screen(cJSON *device, const kx_device_t *d);
-static int kx_protocol_character(cJSON *body, const kx_character_t *c);
-static int kx_protocol_regulatory(cJSON *body, const kx_regulatory_t *g);
+static void kx_protocol_additional(kx_json_writer_t *w,
+    const kx_ad_request_t *r, const unsigned char *session,
+    const unsigned char *bid);
+static void kx_protocol_common(kx_json_writer_t *w, const kx_ad_request_t *r);
+static void kx_protocol_placements(kx_json_writer_t *w,
+    const kx_ad_request_t *r);
+static size_t kx_protocol_size(const kx_ad_request_t *r);
+static void kx_protocol_messages(kx_json_writer_t *w,
+    const kx_ad_request_t *r);
+static void kx_protocol_message(kx_json_writer_t *w, const kx_message_t *m,
+    size_t max);
+static void kx_protocol_sdk(kx_json_writer_t *w, const kx_ad_request_t *r);
+static void kx_protocol_device(kx_json_writer_t *w, const kx_device_t *d);
+static void kx_protocol_os(kx_json_writer_t *w, const kx_device_t *d);
+static void kx_protocol_screen(kx_json_writer_t *w, const kx_device_t *d);
+static void kx_protocol_character(kx_json_writer_t *w,
+    const kx_character_t *c);
+static void kx_protocol_regulatory(kx_json_writer_t *w,
+    const kx_regulatory_t *g);
 
-static int kx_protocol_add(cJSON *object, const char *name,
+static void kx_protocol_add(kx_json_writer_t *w, const char *name,
     const kx_str_t *s);
-static int kx_protocol_add_text(cJSON *object, const char *name,
+static void kx_protocol_add_text(kx_json_writer_t *w, const char *name,
     const char *text);
-static int kx_protocol_add_uuid(cJSON *object, const char *name,
+static void kx_protocol_add_uuid(kx_json_writer_t *w, const char *name,
     const unsigned char *id);
-static int kx_protocol_add_given(cJSON *object, const char *name,
+static void kx_protocol_add_given(kx_json_writer_t *w, const char *name,
     const kx_str_t *s);
-static int kx_protocol_add_item(cJSON *array, const kx_str_t *s);
-static int kx_protocol_add_number(cJSON *object, const char *name, double n);
-static int kx_protocol_add_flag(cJSON *object, const char *name, int flag);
+static void kx_protocol_add_number(kx_json_writer_t *w, const char *name,
+    double n);
+static void kx_protocol_add_flag(kx_json_writer_t *w, const char *name,
+    int flag);
 
 static unsigned kx_protocol_flag(const cJSON *root, const char *name,
     unsigned missing);
@@ -86,6 +99,7 @@ static void kx_write_json(kx_writer_t *w, const kx_str_t *s);
 static void kx_write_uri(kx_writer_t *w, const kx_str_t *s);
 static void kx_write(kx_writer_t *w, const void *p, size_t len);
 
+static unsigned kx_time_year(unsigned year);
 static unsigned kx_time_leap(unsigned year);
 static char *kx_time_digits(char *dst, unsigned n, unsigned width);
 
@@ -252,48 +266,41 @@ kx_ad_request_string(kx_str_t *dst, const kx_str_t *src,
 char *
 kx_protocol_init(const kx_ad_request_t *r, size_t *len)
 {
-    cJSON  *body;
+    kx_json_writer_t  w;
 
-    body = cJSON_CreateObject();
+    kx_json_write_init(&w, KX_BODY_SIZE);
 
-    if (kx_protocol_common(body, r) != KX_OK
-        || kx_protocol_sdk(body, r) != KX_OK)
-    {
-        cJSON_Delete(body);
-        return NULL;
-    }
+    kx_json_write_open(&w, NULL, '{');
+    kx_protocol_common(&w, r);
+    kx_protocol_sdk(&w, r);
+    kx_json_write_close(&w, '}');
 
-    return kx_tree_print(body, len);
+    return kx_json_write_done(&w, len);
 }
 
 
 char *
 kx_protocol_preload(const kx_ad_request_t *r, size_t *len)
 {
-    cJSON  *body;
+    kx_json_writer_t  w;
 
-    body = cJSON_CreateObject();
+    kx_json_write_init(&w, kx_protocol_size(r));
 
-    if (kx_protocol_common(body, r) != KX_OK
-        || kx_protocol_add(body, "conversationId", &r->conversation_id)
-           != KX_OK
-        || kx_protocol_add_uuid(body, "sessionId",
-                                r->has_session ? r->session : NULL)
-           != KX_OK
-        || kx_protocol_placements(body, r) != KX_OK
-        || kx_protocol_messages(body, r) != KX_OK
-        || kx_protocol_sdk(body, r) != KX_OK
-        || kx_protocol_device(body, &r->device) != KX_OK
-        || kx_protocol_character(body, &r->character) != KX_OK
-        || kx_protocol_regulatory(body, &r->regulatory) != KX_OK
-        || kx_protocol_add_given(body, "userEmail", &r->user_email) != KX_OK
-        || kx_protocol_add_given(body, "variantId", &r->variant_id) != KX_OK)
-    {
-        cJSON_Delete(body);
-        return NULL;
-    }
+    kx_json_write_open(&w, NULL, '{');
+    kx_protocol_common(&w, r);
+    kx_protocol_add(&w, "conversationId", &r->conversation_id);
+    kx_protocol_add_uuid(&w, "sessionId", r->has_session ? r->session : NULL);
+    kx_protocol_placements(&w, r);
+    kx_protocol_messages(&w, r);
+    kx_protocol_sdk(&w, r);
+    kx_protocol_device(&w, &r->device);
+    kx_protocol_character(&w, &r->character);
+    kx_protocol_regulatory(&w, &r->regulatory);
+    kx_protocol_add_given(&w, "userEmail", &r->user_email);
+    kx_protocol_add_given(&w, "variantId", &r->variant_id);
+    kx_json_write_close(&w, '}');
 
-    return kx_tree_print(body, len);
+    return kx_json_write_done(&w, len);
 }
 
 
@@ -301,19 +308,17 @@ char *
 kx_protocol_error_report(const kx_ad_request_t *r, const char *error,
     const char *stack, const unsigned char *bid, size_t *len)
 {
-    cJSON  *body;
+    kx_json_writer_t  w;
 
-    body = cJSON_CreateObject();
+    kx_json_write_init(&w, KX_BODY_SIZE);
 
-    if (kx_protocol_add_text(body, "error", error) != KX_OK
-        || kx_protocol_add_text(body, "stack", stack) != KX_OK
-        || kx_protocol_additional(body, r, NULL, bid) != KX_OK)
-    {
-        cJSON_Delete(body);
-        return NULL;
-    }
+    kx_json_write_open(&w, NULL, '{');
+    kx_protocol_add_text(&w, "error", error);
+    kx_protocol_add_text(&w, "stack", stack);
+    kx_protocol_additional(&w, r, NULL, bid);
+    kx_json_write_close(&w, '}');
 
-    return kx_tree_print(body, len);
+    return kx_json_write_done(&w, len);
 }
 
 
@@ -321,48 +326,33 @@ char *
 kx_protocol_debug_report(const kx_ad_request_t *r, const char *name,
     const char *data, size_t *len)
 {
-    cJSON  *body;
+    kx_json_writer_t  w;
 
-    body = cJSON_CreateObject();
+    kx_json_write_init(&w, KX_BODY_SIZE);
 
-    if (kx_protocol_add_text(body, "name", name) != KX_OK
-        || kx_protocol_add_text(body, "data", data) != KX_OK
-        || kx_protocol_additional(body, r, r->has_session ? r->session : NULL,
-                                  NULL)
-           != KX_OK)
-    {
-        cJSON_Delete(body);
-        return NULL;
-    }
+    kx_json_write_open(&w, NULL, '{');
+    kx_protocol_add_text(&w, "name", name);
+    kx_protocol_add_text(&w, "data", data);
+    kx_protocol_additional(&w, r, r->has_session ? r->session : NULL, NULL);
+    kx_json_write_close(&w, '}');
 
-    return kx_tree_print(body, len);
+    return kx_json_write_done(&w, len);
 }
 
 
-static int
-kx_protocol_additional(cJSON *body, const kx_ad_request_t *r,
+static void
+kx_protocol_additional(kx_json_writer_t *w, const kx_ad_request_t *r,
     const unsigned char *session, const unsigned char *bid)
 {
-    cJSON  *data;
-
-    data = cJSON_AddObjectToObject(body, "additionalData");
-    if (data == NULL) {
-        return KX_ERROR;
-    }
-
-    if (kx_protocol_add_given(data, "publisherToken", &r->publisher_token)
-        != KX_OK
-        || kx_protocol_add_given(data, "conversationId", &r->conversation_id)
-           != KX_OK
-        || kx_protocol_add_given(data, "userId", &r->user_id) != KX_OK
-        || kx_protocol_add_given(data, "installId", &r->install_id) != KX_OK
-        || kx_protocol_add_uuid(data, "sessionId", session) != KX_OK
-        || kx_protocol_add_uuid(data, "bidId", bid) != KX_OK)
-    {
-        return KX_ERROR;
-    }
-
-    return kx_protocol_sdk(data, r);
+    kx_json_write_open(w, "additionalData", '{');
+    kx_protocol_add_given(w, "publisherToken", &r->publisher_token);
+    kx_protocol_add_given(w, "conversationId", &r->conversation_id);
+    kx_protocol_add_given(w, "userId", &r->user_id);
+    kx_protocol_add_given(w, "installId", &r->install_id);
+    kx_protocol_add_uuid(w, "sessionId", session);
+    kx_protocol_add_uuid(w, "bidId", bid);
+    kx_protocol_sdk(w, r);
+    kx_json_write_close(w, '}');
 }
 
 
@@ -373,64 +363,71 @@ kx_protocol_free(char *body)
 }
 
 
-static int
-kx_protocol_common(cJSON *body, const kx_ad_request_t *r)
+static void
+kx_protocol_common(kx_json_writer_t *w, const kx_ad_request_t *r)
 {
-    if (kx_protocol_add(body, "publisherToken", &r->publisher_token) != KX_OK
-        || kx_protocol_add(body, "userId", &r->user_id) != KX_OK)
-    {
-        return KX_ERROR;
-    }
+    kx_protocol_add(w, "publisherToken", &r->publisher_token);
+    kx_protocol_add(w, "userId", &r->user_id);
 
     /* better none than one that is no UUID: older SDKs send none */
 
-    return kx_protocol_add_given(body, "installId", &r->install_id);
+    kx_protocol_add_given(w, "installId", &r->install_id);
 }
 
 
-static int
-kx_protocol_placements(cJSON *body, const kx_ad_request_t *r)
+static void
+kx_protocol_placements(kx_json_writer_t *w, const kx_ad_request_t *r)
 {
-    cJSON           *array;
-    unsigned         i;
-    const kx_str_t   inline_ad = kx_string("inlineAd");
+    unsigned               i;
+    static const kx_str_t  inline_ad = kx_string("inlineAd");
 
-    array = cJSON_AddArrayToObject(body, "enabledPlacementCodes");
+    kx_json_write_open(w, "enabledPlacementCodes", '[');
 
     if (r->nplacements == 0) {
-        return kx_protocol_add_item(array, &inline_ad);
+        kx_protocol_add(w, NULL, &inline_ad);
     }
 
     for (i = 0; i < r->nplacements; i++) {
-        if (kx_protocol_add_item(array, &r->placements[i]) != KX_OK) {
-            return KX_ERROR;
-        }
+        kx_protocol_add(w, NULL, &r->placements[i]);
     }
 
-    return KX_OK;
+    kx_json_write_close(w, ']');
+}
+
+
+/* what a body takes where little has to be escaped */
+
+static size_t
+kx_protocol_size(const kx_ad_request_t *r)
+{
+    size_t    size;
+    unsigned  i;
+
+    size = KX_BODY_SIZE;
+
+    for (i = 0; i < r->nmessages; i++) {
+        size += KX_BODY_MESSAGE + r->messages[i].content.len
+                + r->messages[i].content.len / 8;
+    }
+
+    return (size < KX_BODY_MAX) ? size : KX_BODY_MAX;
 }
 
 
 /*
- * From the newest to the oldest.  What is left out is always the beginning
- * of the conversation: a gap would change its meaning.
+ * What is left out is always the beginning of the conversation: a gap would
+ * change its meaning.
  */
 
-static int
-kx_protocol_messages(cJSON *body, const kx_ad_request_t *r)
+static void
+kx_protocol_messages(kx_json_writer_t *w, const kx_ad_request_t *r)
 {
-    char                *content;
-    cJSON               *array, *item;
-    size_t               len, left;
-    unsigned             cut, i, n;
+    size_t               len, left, max;
+    unsigned             i, n;
     const kx_message_t  *m;
 
-    array = cJSON_AddArrayToObject(body, "messages");
-    if (array == NULL) {
-        return KX_ERROR;
-    }
-
     left = KX_MAX_CONTENT;
+    max = KX_MAX_CONTENT;
     n = 0;
 
     for (i = r->nmessages; i > 0 && n < KX_MAX_MESSAGES; i--) {
@@ -440,336 +437,246 @@ kx_protocol_messages(cJSON *body, const kx_ad_request_t *r)
             continue;
         }
 
-        content = kx_tree_text(&m->content, left, &len, &cut);
-        if (content == NULL) {
-            return KX_ERROR;
-        }
+        len = kx_json_write_len(&m->content);
 
-        if (cut && n) {
-            cJSON_free(content);
+        if (len > left) {
+
+            if (n) {
+                break;
+            }
+
+            /* the newest one alone, and cut */
+
+            max = left;
+            i--;
             break;
-        }
-
-        item = kx_protocol_message(m, content);
-
-        cJSON_free(content);
-
-        if (item == NULL) {
-            return KX_ERROR;
-        }
-
-        if (!cJSON_InsertItemInArray(array, 0, item)) {
-            cJSON_Delete(item);
-            return KX_ERROR;
         }
 
         left -= len;
         n++;
+    }
 
-        if (cut) {
-            break;
+    kx_json_write_open(w, "messages", '[');
+
+    for ( /* void */ ; i < r->nmessages; i++) {
+        m = &r->messages[i];
+
+        if (m->role == KX_ROLE_USER || m->role == KX_ROLE_ASSISTANT) {
+            kx_protocol_message(w, m, max);
         }
     }
 
-    return KX_OK;
+    kx_json_write_close(w, ']');
 }
 
 
-static cJSON *
-kx_protocol_message(const kx_message_t *m, const char *content)
+static void
+kx_protocol_message(kx_json_writer_t *w, const kx_message_t *m, size_t max)
 {
-    char         time[32];
-    cJSON       *item;
-    const char  *role;
-
-    role = (m->role == KX_ROLE_USER) ? "user" : "assistant";
+    char  time[32];
 
     kx_protocol_time(time, m->created);
 
-    item = cJSON_CreateObject();
-
-    if (kx_protocol_add(item, "id", &m->id) != KX_OK
-        || cJSON_AddStringToObject(item, "role", role) == NULL
-        || cJSON_AddStringToObject(item, "content", content) == NULL
-        || cJSON_AddStringToObject(item, "createdAt", time) == NULL)
-    {
-        cJSON_Delete(item);
-        return NULL;
-    }
-
-    return item;
+    kx_json_write_open(w, NULL, '{');
+    kx_protocol_add(w, "id", &m->id);
+    kx_protocol_add_text(w, "role", (m->role == KX_ROLE_USER) ? "user"
+                                                              : "assistant");
+    kx_json_write_string(w, "content", &m->content, max);
+    kx_protocol_add_text(w, "createdAt", time);
+    kx_json_write_close(w, '}');
 }
 
 
-static int
-kx_protocol_sdk(cJSON *body, const kx_ad_request_t *r)
+static void
+kx_protocol_sdk(kx_json_writer_t *w, const kx_ad_request_t *r)
 {
-    cJSON  *sdk;
-
-    sdk = cJSON_AddObjectToObject(body, "sdk");
-
-    if (kx_protocol_add(sdk, "name", &r->sdk_name) != KX_OK
-        || kx_protocol_add(sdk, "platform", &r->sdk_platform) != KX_OK)
-    {
-        return KX_ERROR;
-    }
-
-    return kx_protocol_add(sdk, "version", &r->sdk_version);
+    kx_json_write_open(w, "sdk", '{');
+    kx_protocol_add(w, "name", &r->sdk_name);
+    kx_protocol_add(w, "platform", &r->sdk_platform);
+    kx_protocol_add(w, "version", &r->sdk_version);
+    kx_json_write_close(w, '}');
 }
 
 
-static int
-kx_protocol_device(cJSON *body, const kx_device_t *d)
+static void
+kx_protocol_device(kx_json_writer_t *w, const kx_device_t *d)
 {
-    cJSON  *device, *hardware, *network;
+    kx_json_write_open(w, "device", '{');
 
-    device = cJSON_AddObjectToObject(body, "device");
-    hardware = cJSON_AddObjectToObject(device, "hardware");
+    kx_json_write_open(w, "hardware", '{');
+    kx_protocol_add(w, "type", &d->type);
+    kx_json_write_close(w, '}');
 
-    if (kx_protocol_add(hardware, "type", &d->type) != KX_OK
-        || kx_protocol_os(device, d) != KX_OK
-        || kx_protocol_screen(device, d) != KX_OK)
-    {
-        return KX_ERROR;
+    kx_protocol_os(w, d);
+    kx_protocol_screen(w, d);
+
+    if (d->user_agent.len) {
+        kx_json_write_open(w, "network", '{');
+        kx_protocol_add(w, "userAgent", &d->user_agent);
+        kx_json_write_close(w, '}');
     }
 
-    if (d->user_agent.len == 0) {
-        return KX_OK;
-    }
-
-    network = cJSON_AddObjectToObject(device, "network");
-
-    return kx_protocol_add(network, "userAgent", &d->user_agent);
+    kx_json_write_close(w, '}');
 }
 
 
-static int
-kx_protocol_os(cJSON *device, const kx_device_t *d)
+static void
+kx_protocol_os(kx_json_writer_t *w, const kx_device_t *d)
 {
-    cJSON  *os;
-
-    os = cJSON_AddObjectToObject(device, "os");
-
-    if (kx_protocol_add(os, "name", &d->os) != KX_OK
-        || kx_protocol_add(os, "version", &d->os_version) != KX_OK
-        || kx_protocol_add(os, "locale", &d->locale) != KX_OK)
-    {
-        return KX_ERROR;
-    }
-
-    return kx_protocol_add(os, "timezone", &d->timezone);
+    kx_json_write_open(w, "os", '{');
+    kx_protocol_add(w, "name", &d->os);
+    kx_protocol_add(w, "version", &d->os_version);
+    kx_protocol_add(w, "locale", &d->locale);
+    kx_protocol_add(w, "timezone", &d->timezone);
+    kx_json_write_close(w, '}');
 }
 
 
-static int
-kx_protocol_screen(cJSON *device, const kx_device_t *d)
+static void
+kx_protocol_screen(kx_json_writer_t *w, const kx_device_t *d)
 {
-    cJSON  *screen;
-
-    screen = cJSON_AddObjectToObject(device, "screen");
-    if (screen == NULL) {
-        return KX_ERROR;
-    }
-
-    if (kx_protocol_add_number(screen, "width", d->width) != KX_OK
-        || kx_protocol_add_number(screen, "height", d->height) != KX_OK
-        || kx_protocol_add_number(screen, "dpr", d->dpr) != KX_OK)
-    {
-        return KX_ERROR;
-    }
-
-    return kx_protocol_add_flag(screen, "darkMode", d->dark);
+    kx_json_write_open(w, "screen", '{');
+    kx_protocol_add_number(w, "width", d->width);
+    kx_protocol_add_number(w, "height", d->height);
+    kx_protocol_add_number(w, "dpr", d->dpr);
+    kx_protocol_add_flag(w, "darkMode", d->dark);
+    kx_json_write_close(w, '}');
 }
 
 
-static int
-kx_protocol_character(cJSON *body, const kx_character_t *c)
+static void
+kx_protocol_character(kx_json_writer_t *w, const kx_character_t *c)
 {
-    cJSON     *character, *tags;
-    unsigned   i;
+    unsigned  i;
 
     if (c->id.len == 0 || c->name.len == 0) {
-        return KX_OK;
+        return;
     }
 
-    character = cJSON_AddObjectToObject(body, "character");
+    kx_json_write_open(w, "character", '{');
 
-    if (kx_protocol_add(character, "id", &c->id) != KX_OK
-        || kx_protocol_add(character, "name", &c->name) != KX_OK
-        || kx_protocol_add_given(character, "avatarUrl", &c->avatar_url)
-           != KX_OK
-        || kx_protocol_add_given(character, "greeting", &c->greeting) != KX_OK
-        || kx_protocol_add_given(character, "persona", &c->persona) != KX_OK
-        || kx_protocol_add_flag(character, "isNsfw", c->nsfw) != KX_OK)
-    {
-        return KX_ERROR;
-    }
+    kx_protocol_add(w, "id", &c->id);
+    kx_protocol_add(w, "name", &c->name);
+    kx_protocol_add_given(w, "avatarUrl", &c->avatar_url);
+    kx_protocol_add_given(w, "greeting", &c->greeting);
+    kx_protocol_add_given(w, "persona", &c->persona);
+    kx_protocol_add_flag(w, "isNsfw", c->nsfw);
 
-    if (!c->has_tags) {
-        return KX_OK;
-    }
+    if (c->has_tags) {
+        kx_json_write_open(w, "tags", '[');
 
-    tags = cJSON_AddArrayToObject(character, "tags");
-    if (tags == NULL) {
-        return KX_ERROR;
-    }
-
-    for (i = 0; i < c->ntags; i++) {
-
-        if (c->tags[i].len == 0) {
-            continue;
+        for (i = 0; i < c->ntags; i++) {
+            kx_protocol_add_given(w, NULL, &c->tags[i]);
         }
 
-        if (kx_protocol_add_item(tags, &c->tags[i]) != KX_OK) {
-            return KX_ERROR;
-        }
+        kx_json_write_close(w, ']');
     }
 
-    return KX_OK;
+    kx_json_write_close(w, '}');
 }
 
 
-static int
-kx_protocol_regulatory(cJSON *body, const kx_regulatory_t *g)
+static void
+kx_protocol_regulatory(kx_json_writer_t *w, const kx_regulatory_t *g)
 {
-    cJSON  *regulatory, *sids;
+    unsigned  i;
 
     if (g->gdpr < 0 && g->coppa < 0 && g->gdpr_consent.len == 0
         && g->gpp.len == 0 && g->us_privacy.len == 0 && !g->has_gpp_sid)
     {
-        return KX_OK;
+        return;
     }
 
-    regulatory = cJSON_AddObjectToObject(body, "regulatory");
-    if (regulatory == NULL) {
-        return KX_ERROR;
+    kx_json_write_open(w, "regulatory", '{');
+
+    kx_protocol_add_number(w, "gdpr", g->gdpr);
+    kx_protocol_add_given(w, "gdprConsent", &g->gdpr_consent);
+    kx_protocol_add_number(w, "coppa", g->coppa);
+    kx_protocol_add_given(w, "gpp", &g->gpp);
+    kx_protocol_add_given(w, "usPrivacy", &g->us_privacy);
+
+    if (g->has_gpp_sid) {
+        kx_json_write_open(w, "gppSid", '[');
+
+        for (i = 0; i < g->ngpp_sid; i++) {
+            kx_json_write_number(w, NULL, g->gpp_sid[i]);
+        }
+
+        kx_json_write_close(w, ']');
     }
 
-    if (kx_protocol_add_number(regulatory, "gdpr", g->gdpr) != KX_OK
-        || kx_protocol_add_given(regulatory, "gdprConsent", &g->gdpr_consent)
-           != KX_OK
-        || kx_protocol_add_number(regulatory, "coppa", g->coppa) != KX_OK
-        || kx_protocol_add_given(regulatory, "gpp", &g->gpp) != KX_OK
-        || kx_protocol_add_given(regulatory, "usPrivacy", &g->us_privacy)
-           != KX_OK)
-    {
-        return KX_ERROR;
-    }
-
-    if (!g->has_gpp_sid) {
-        return KX_OK;
-    }
-
-    sids = g->ngpp_sid ? cJSON_CreateIntArray(g->gpp_sid, (int) g->ngpp_sid)
-                       : cJSON_CreateArray();
-
-    if (!cJSON_AddItemToObject(regulatory, "gppSid", sids)) {
-        cJSON_Delete(sids);
-        return KX_ERROR;
-    }
-
-    return KX_OK;
+    kx_json_write_close(w, '}');
 }
 
 
-/* object may be NULL here and below: there was no memory for it */
-
-static int
-kx_protocol_add(cJSON *object, const char *name, const kx_str_t *s)
+static void
+kx_protocol_add(kx_json_writer_t *w, const char *name, const kx_str_t *s)
 {
-    return kx_tree_add(object, name, s, KX_MAX_CONTENT);
+    kx_json_write_string(w, name, s, KX_MAX_CONTENT);
 }
 
 
 /* nothing is added for NULL, here and below */
 
-static int
-kx_protocol_add_text(cJSON *object, const char *name, const char *text)
+static void
+kx_protocol_add_text(kx_json_writer_t *w, const char *name, const char *text)
 {
     kx_str_t  s;
 
     if (text == NULL) {
-        return KX_OK;
+        return;
     }
 
     s.len = strlen(text);
     s.data = (unsigned char *) text;
 
-    return kx_protocol_add(object, name, &s);
+    kx_protocol_add(w, name, &s);
 }
 
 
-static int
-kx_protocol_add_uuid(cJSON *object, const char *name, const unsigned char *id)
+static void
+kx_protocol_add_uuid(kx_json_writer_t *w, const char *name,
+    const unsigned char *id)
 {
     kx_str_t       s;
     unsigned char  uuid[KX_UUID_LEN];
 
     if (id == NULL) {
-        return KX_OK;
+        return;
     }
 
     s.data = uuid;
     s.len = (size_t) (kx_uuid_write(uuid, id) - uuid);
 
-    return kx_protocol_add(object, name, &s);
+    kx_protocol_add(w, name, &s);
 }
 
 
-static int
-kx_protocol_add_given(cJSON *object, const char *name, const kx_str_t *s)
+static void
+kx_protocol_add_given(kx_json_writer_t *w, const char *name,
+    const kx_str_t *s)
 {
-    return s->len ? kx_protocol_add(object, name, s) : KX_OK;
+    if (s->len) {
+        kx_protocol_add(w, name, s);
+    }
 }
 
 
-static int
-kx_protocol_add_item(cJSON *array, const kx_str_t *s)
+static void
+kx_protocol_add_number(kx_json_writer_t *w, const char *name, double n)
 {
-    char      *text;
-    cJSON     *item;
-    size_t     len;
-    unsigned   cut;
-
-    text = kx_tree_text(s, KX_MAX_CONTENT, &len, &cut);
-    if (text == NULL) {
-        return KX_ERROR;
+    if (isfinite(n) && n >= 0) {
+        kx_json_write_number(w, name, n);
     }
-
-    item = cJSON_CreateString(text);
-
-    cJSON_free(text);
-
-    if (!cJSON_AddItemToArray(array, item)) {
-        cJSON_Delete(item);
-        return KX_ERROR;
-    }
-
-    return KX_OK;
 }
 
 
-static int
-kx_protocol_add_number(cJSON *object, const char *name, double n)
+static void
+kx_protocol_add_flag(kx_json_writer_t *w, const char *name, int flag)
 {
-    /* cJSON would print null for a number that is not finite */
-
-    if (!isfinite(n) || n < 0) {
-        return KX_OK;
+    if (flag >= 0) {
+        kx_json_write_bool(w, name, flag != 0);
     }
-
-    return cJSON_AddNumberToObject(object, name, n) ? KX_OK : KX_ERROR;
-}
-
-
-static int
-kx_protocol_add_flag(cJSON *object, const char *name, int flag)
-{
-    if (flag < 0) {
-        return KX_OK;
-    }
-
-    return cJSON_AddBoolToObject(object, name, flag != 0) ? KX_OK : KX_ERROR;
 }
 
 
@@ -1325,15 +1232,15 @@ kx_protocol_time(char dst[32], uint64_t ms)
     day = (unsigned) (ms / KX_DAY);
     msec = (unsigned) (ms % KX_DAY);
 
-    for (year = 1970; /* void */ ; year++) {
-        n = kx_time_leap(year) ? 366 : 365;
+    /* no year has more than 366 days */
 
-        if (day < n) {
-            break;
-        }
+    year = 1970 + day / 366;
 
-        day -= n;
+    while (kx_time_year(year + 1) <= day) {
+        year++;
     }
+
+    day -= kx_time_year(year);
 
     for (month = 1; month < 12; month++) {
         n = kx_time_days[month - 1];
@@ -1364,6 +1271,18 @@ kx_protocol_time(char dst[32], uint64_t ms)
     p = kx_time_digits(p, msec % 1000, 3);
     *p++ = 'Z';
     *p = '\0';
+}
+
+
+/* the days from 1970 to the start of a year */
+
+static unsigned
+kx_time_year(unsigned year)
+{
+    year--;
+
+    return (year - 1969) * 365 + (year / 4 - 1969 / 4)
+           - (year / 100 - 1969 / 100) + (year / 400 - 1969 / 400);
 }
 
 

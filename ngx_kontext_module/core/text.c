@@ -10,11 +10,9 @@
 #endif
 
 
-#ifdef __SSE2__
+#define KX_TEXT_SIZE  1024           /* canonical text is gathered in */
 
-#define KX_TEXT_STEP  16
-
-#else
+#ifndef __SSE2__
 
 #define KX_TEXT_STEP  8
 #define KX_TEXT_EACH  ((uint64_t) 0x0101010101010101ULL)
@@ -51,9 +49,13 @@ static void kx_text_plain(kx_text_t *t, const unsigned char *p,
     const unsigned char *last);
 static void kx_text_canonical(kx_text_t *t, const unsigned char *p,
     const unsigned char *last);
-static const unsigned char *kx_text_run(const unsigned char *p,
-    const unsigned char *last);
+static const unsigned char *kx_text_run(const unsigned char *start,
+    const unsigned char *p, const unsigned char *last);
+#ifdef __SSE2__
+static inline unsigned kx_text_ends(const unsigned char *p);
+#else
 static unsigned kx_text_folded(const unsigned char *p);
+#endif
 static void kx_text_visible(kx_text_t *t, const unsigned char *p,
     const unsigned char *last);
 static void kx_text_out(kx_text_t *t, const unsigned char *p, size_t len);
@@ -256,7 +258,12 @@ static void
 kx_text_canonical(kx_text_t *t, const unsigned char *p,
     const unsigned char *last)
 {
-    const unsigned char  *end;
+    size_t                n, len;
+    unsigned char         buf[KX_TEXT_SIZE];
+    const unsigned char  *start, *end;
+
+    n = 0;
+    start = p;
 
     while (p < last) {
 
@@ -266,33 +273,116 @@ kx_text_canonical(kx_text_t *t, const unsigned char *p,
             continue;
         }
 
-        if (t->space && t->out) {
-            kx_text_out(t, (unsigned char *) " ", 1);
+        end = kx_text_run(start, p, last);
+        len = (size_t) (end - p);
+
+        if (len >= sizeof(buf) - n) {
+            kx_text_out(t, buf, n);
+            n = 0;
+        }
+
+        if (t->space && t->out + n) {
+            buf[n++] = ' ';
         }
 
         t->space = 0;
 
-        end = kx_text_run(p, last);
+        if (len >= sizeof(buf) - n) {
+            kx_text_out(t, buf, n);
+            kx_text_out(t, p, len);
+            n = 0;
 
-        kx_text_out(t, p, (size_t) (end - p));
+        } else {
+            memcpy(buf + n, p, len);
+            n += len;
+        }
 
         p = end;
     }
+
+    kx_text_out(t, buf, n);
 }
+
+
+#ifdef __SSE2__
+
+/*
+ * A bit for each of 16 bytes at which a run ends: other white space than one
+ * space with a character behind it.  The 17th bit is set when the last byte is
+ * a space, of which that is not known.
+ */
+
+static inline unsigned
+kx_text_ends(const unsigned char *p)
+{
+    __m128i   v, w;
+    unsigned  spaces, others;
+
+    v = _mm_loadu_si128((const __m128i *) p);
+    w = _mm_sub_epi8(v, _mm_set1_epi8('\t'));
+
+    spaces = (unsigned) _mm_movemask_epi8(_mm_cmpeq_epi8(v,
+                                                  _mm_set1_epi8(' ')));
+    others = (unsigned) _mm_movemask_epi8(_mm_cmpeq_epi8(w,
+                            _mm_min_epu8(w, _mm_set1_epi8('\r' - '\t'))));
+
+    return others | (spaces & ((spaces | others) >> 1))
+           | (spaces >> 15 << 16);
+}
+
+#endif
 
 
 /*
  * The end of what may be passed on as it is: p is at a character that is not
  * white space, and each white space after it up to the end is one space with
- * another character behind it.
+ * another character behind it.  What is between start and p is not looked at,
+ * but can be read.
  */
 
 static const unsigned char *
-kx_text_run(const unsigned char *p, const unsigned char *last)
+kx_text_run(const unsigned char *start, const unsigned char *p,
+    const unsigned char *last)
 {
+#ifdef __SSE2__
+
+    unsigned  end, seen;
+
+    while (last - p >= 16) {
+        end = kx_text_ends(p);
+
+        if (end & 0xffff) {
+            return p + __builtin_ctz(end);
+        }
+
+        /* what comes after a space at the end is seen with the next ones */
+
+        p += 16 - (end >> 16);
+    }
+
+    if (last - p > 1 && last - start >= 16) {
+
+        /* the last bytes are read together with some in front of them */
+
+        seen = (unsigned) (16 - (last - p));
+        end = kx_text_ends(last - 16) >> seen;
+
+        if (end & (0xffff >> seen)) {
+            return p + __builtin_ctz(end);
+        }
+
+        p = last - (end >> (16 - seen));
+    }
+
+#else
+
+    (void) start;
+
     while (last - p >= KX_TEXT_STEP && kx_text_folded(p)) {
         p += KX_TEXT_STEP - (p[KX_TEXT_STEP - 1] == ' ');
     }
+
+#endif
 
     while (p < last) {
 
@@ -312,26 +402,9 @@ kx_text_run(const unsigned char *p, const unsigned char *last)
 }
 
 
+#ifndef __SSE2__
+
 /* are there no control characters and no two spaces in KX_TEXT_STEP bytes? */
-
-#ifdef __SSE2__
-
-static unsigned
-kx_text_folded(const unsigned char *p)
-{
-    int      low, spaces;
-    __m128i  v, space;
-
-    v = _mm_loadu_si128((const __m128i *) p);
-    space = _mm_set1_epi8(' ');
-
-    low = _mm_movemask_epi8(_mm_cmpeq_epi8(_mm_min_epu8(v, space), v));
-    spaces = _mm_movemask_epi8(_mm_cmpeq_epi8(v, space));
-
-    return low == spaces && (spaces & (spaces << 1)) == 0;
-}
-
-#else
 
 static unsigned
 kx_text_folded(const unsigned char *p)
@@ -410,6 +483,10 @@ kx_text_visible(kx_text_t *t, const unsigned char *p,
 static void
 kx_text_out(kx_text_t *t, const unsigned char *p, size_t len)
 {
+    if (len == 0) {
+        return;
+    }
+
     t->out += len;
     t->sink(t->data, p, len);
 }

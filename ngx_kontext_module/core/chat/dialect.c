@@ -293,7 +293,7 @@ kx_answer_digest(kx_answer_t *a, const kx_str_t *conversation_id,
     kx_sha256_final(&a->sha, text);
     hash = kx_mix_final(&a->mix);
 
-    ordinal = kx_conversation_count(cv, hash, cv->nhashes) + 1;
+    ordinal = kx_conversation_count(cv, hash) + 1;
 
     kx_message_digest(digest, conversation_id, KX_ROLE_ASSISTANT, text,
                       ordinal);
