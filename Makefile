@@ -54,8 +54,8 @@ UNIT := $(patsubst unit/%.c,%,$(wildcard unit/test_*.c))
 FUZZ := $(patsubst fuzz/%.c,%,$(wildcard fuzz/fuzz_*.c))
 
 
-.PHONY: all module unit fuzz test nginx-tests style lint test-asan \
-        test-valgrind test-versions install clean FORCE
+.PHONY: all module unit streams fuzz test nginx-tests style lint test-asan \
+        test-faults test-valgrind test-versions install clean FORCE
 .DELETE_ON_ERROR:
 
 # "make CFLAGS=..." is for this file: nginx's Makefile has its own, with its
@@ -116,14 +116,13 @@ $(CHOP): t/chop/config t/chop/ngx_http_chop_module.c $(OBJS)/Makefile
 	cp $(BUILD_DIR)/chop/ngx_http_chop_module.so $@
 
 
-# And the module with calls that fail, for t/510-faults.t: its own objects,
+# And the module with calls that fail, for t/700-faults.t: its own objects,
 # linked anew.
 
-FAULTS      = $(BUILD_DIR)/ngx_http_kontext_faults_module.so
-FAULTS_INCS = core event event/modules os/unix http http/modules http/v2
+FAULTS = $(BUILD_DIR)/ngx_http_kontext_faults_module.so
 
 $(FAULTS): t/faults/faults.c $(MODULE)
-	$(CC) $(CFLAGS) -fPIC $(FAULTS_INCS:%=-I$(BUILD_DIR)/nginx/src/%) \
+	$(CC) $(CFLAGS) -fPIC $(NGINX_INCS:%=-I$(BUILD_DIR)/nginx/src/%) \
 	    -I$(OBJS) -Ingx_kontext_module -c -o $(BUILD_DIR)/faults.o $<
 	$(CC) $(CFLAGS) -shared $(LDFLAGS) -o $@ $(BUILD_DIR)/faults.o \
 	    `nm $(BUILD_DIR)/faults.o | sed -n 's/.* T __wrap_/-Wl,--wrap=/p'` \
@@ -173,10 +172,38 @@ $(filter $(UNIT_PLAIN:%=$(UNIT_DIR)/%),$(UNIT_RUN)): \
 $(UNIT_DIR)/%: $(UNIT_DIR)/plain/unit/%.o $(UNIT_BARE)
 	$(CC) -o $@ $^ $(UNIT_LIBS)
 
-unit: $(UNIT_RUN)
+unit: $(UNIT_RUN) streams
 	@util/run-unit $(UNIT_RUN)
 
--include $(shell find $(BUILD)/unit $(BUILD)/fuzz -name '*.d' 2>/dev/null)
+
+# Random streams, splits and faults through the module's filters, without
+# nginx: see fuzz/streams.c.  "make streams STREAMS=10000000" is the long run,
+# SAN= makes it ten times as fast.
+
+STREAMS      = 20000
+STREAMS_SEED = 1
+STREAMS_DIR  = $(BUILD_DIR)/streams$(if $(SAN),,-bare)
+STREAMS_SRCS = fuzz/streams.c $(patsubst %,\
+                   ngx_kontext_module/ngx_http_kontext_%.c,\
+                   filter stream whole hold out answer)
+STREAMS_OBJS = $(STREAMS_SRCS:%.c=$(STREAMS_DIR)/%.o) \
+               $(CORE:%.c=$(if $(SAN),$(UNIT_DIR)/san,$(UNIT_DIR)/plain)/%.o)
+NGINX_INCS   = core event event/modules os/unix http http/modules http/v2
+
+$(STREAMS_DIR)/%.o: %.c $(OBJS)/Makefile
+	@mkdir -p $(@D)
+	$(CC) $(CORE_FLAGS) -O2 $(SAN) -MMD -MP -I$(OBJS) \
+	    $(NGINX_INCS:%=-I$(BUILD_DIR)/nginx/src/%) -c -o $@ $<
+
+$(STREAMS_DIR)/run: $(STREAMS_OBJS)
+	$(CC) $(SAN) -o $@ $^ -lcjson
+
+streams: $(STREAMS_DIR)/run
+	@$< $(STREAMS_SEED) $(STREAMS) > $(STREAMS_DIR)/log 2>&1 \
+	    || { cat $(STREAMS_DIR)/log; echo "fuzz/streams .. FAILED"; exit 1; }
+	@cat $(STREAMS_DIR)/log
+
+-include $(shell find $(BUILD)/unit $(BUILD)/fuzz $(BUILD)/streams* -name '*.d' 2>/dev/null)
 
 
 # Fuzzers: a time box for each; a crashing input stays in $(BUILD)/fuzz.  They
@@ -232,6 +259,12 @@ nginx-tests: module $(CHOP) $(FAULTS)
 	@mkdir -p $(BUILD_DIR)
 	$(PROVE) prove -j $(PROVE_JOBS) -It/lib -r $(T)
 
+# each call of t/700-faults.t, not one of five
+
+test-faults: T = t/700-faults.t
+test-faults: PROVE += KONTEXT_FAULT_STEP=1
+test-faults: nginx-tests
+
 test: unit style nginx-tests
 
 style:
@@ -260,7 +293,7 @@ ASAN_NGINX = $(or $(KONTEXT_CACHE),$(BUILD_DIR))/asan-nginx
 
 test-asan:
 	util/asan-nginx $(ASAN_NGINX)
-	+KONTEXT_SPLIT_STEP=$(SPLIT_STEP) \
+	+KONTEXT_SPLIT_STEP=$(SPLIT_STEP) KONTEXT_FAULT_STEP=$(SPLIT_STEP) \
 	    util/sanitized $(BUILD_DIR)/asan-reports \
 	    $(MAKE) --no-print-directory nginx-tests BUILD=$(BUILD)/asan \
 	    NGINX_SRC=$(ASAN_NGINX)/source NGINX_BIN=$(ASAN_NGINX)/nginx \

@@ -24,7 +24,8 @@
 #include "ngx_http_kontext.h"
 
 
-#define FAULTS_NAME  48
+#define FAULTS_NAME   48
+#define FAULTS_LATER  64
 
 
 typedef struct {
@@ -32,8 +33,10 @@ typedef struct {
     uint64_t   on;                       /* and all that follow it */
     uint64_t   count;                    /* calls that might have failed */
     uint64_t   failed;                   /* and those that have */
+    uint64_t   json;                     /* does memory of cJSON count? */
     int64_t    blocks;                   /* of memory that are not freed yet */
     int64_t    pools;
+    int64_t    later;                    /* blocks that a timer frees */
     uint64_t   where;                    /* offset in the module */
     char       name[FAULTS_NAME];        /* the call that failed first */
 } faults_t;
@@ -41,9 +44,11 @@ typedef struct {
 
 static faults_t   faults_none;
 static faults_t  *faults = &faults_none;
+static void      *faults_later[FAULTS_LATER];
 
 
 static ngx_uint_t faults_now(const char *name, void *where);
+static void faults_count(void *p, ngx_uint_t later);
 static void *faults_malloc(size_t size);
 static void faults_free(void *p);
 static void faults_pool_gone(void *data);
@@ -53,6 +58,15 @@ static void faults_init(void) __attribute__((constructor));
 /* the call with these arguments fails with that value */
 
 #define faults_wrap(type, error, name, params, args)                          \
+    faults_wrap_if(faults_now(#name, __builtin_return_address(0)),            \
+                   type, error, name, params, args)
+
+#define faults_wrap_way(type, error, name, params, args)                      \
+    faults_wrap_if(faults->failed == 0                                        \
+                   && faults_now(#name, __builtin_return_address(0)),         \
+                   type, error, name, params, args)
+
+#define faults_wrap_if(cond, type, error, name, params, args)                 \
                                                                               \
     type __real_##name params;                                                \
     type __wrap_##name params;                                                \
@@ -60,7 +74,7 @@ static void faults_init(void) __attribute__((constructor));
     type                                                                      \
     __wrap_##name params                                                      \
     {                                                                         \
-        if (faults_now(#name, __builtin_return_address(0))) {                 \
+        if (cond) {                                                           \
             return error;                                                     \
         }                                                                     \
                                                                               \
@@ -78,14 +92,10 @@ faults_wrap(void *, NULL, ngx_pcalloc, (ngx_pool_t *pool, size_t size),
             (pool, size))
 faults_wrap(u_char *, NULL, ngx_pstrdup, (ngx_pool_t *pool, ngx_str_t *src),
             (pool, src))
-faults_wrap(ngx_chain_t *, NULL, ngx_alloc_chain_link, (ngx_pool_t *pool),
-            (pool))
 faults_wrap(ngx_buf_t *, NULL, ngx_create_temp_buf,
             (ngx_pool_t *pool, size_t size), (pool, size))
 faults_wrap(ngx_array_t *, NULL, ngx_array_create,
             (ngx_pool_t *pool, ngx_uint_t n, size_t size), (pool, n, size))
-faults_wrap(void *, NULL, ngx_array_push, (ngx_array_t *a), (a))
-faults_wrap(void *, NULL, ngx_list_push, (ngx_list_t *l), (l))
 faults_wrap(ngx_pool_cleanup_t *, NULL, ngx_pool_cleanup_add,
             (ngx_pool_t *pool, size_t size), (pool, size))
 faults_wrap(ngx_http_cleanup_t *, NULL, ngx_http_cleanup_add,
@@ -98,8 +108,6 @@ faults_wrap(ngx_int_t, NGX_ERROR, ngx_http_subrequest,
              ngx_http_request_t **sr, ngx_http_post_subrequest_t *ps,
              ngx_uint_t flags),
             (r, uri, args, sr, ps, flags))
-faults_wrap(ngx_int_t, NGX_ERROR, ngx_http_post_request,
-            (ngx_http_request_t *r, ngx_http_posted_request_t *pr), (r, pr))
 faults_wrap(ngx_int_t, NGX_ERROR, ngx_http_complex_value,
             (ngx_http_request_t *r, ngx_http_complex_value_t *val,
              ngx_str_t *value),
@@ -135,16 +143,83 @@ faults_wrap(int, KX_DECLINED, kx_store_keep,
 faults_wrap(int, KX_DECLINED, kx_store_reserve,
             (kx_session_table_t *t, kx_session_t *s, uint32_t n), (t, s, n))
 
-/* the end of the way: the client's connection */
+/* The way to the client: nginx itself can do nothing without. */
 
-faults_wrap(ngx_int_t, NGX_ERROR, ngx_http_kontext_send_header,
+faults_wrap_way(ngx_int_t, NGX_ERROR, ngx_http_kontext_send_header,
             (ngx_http_request_t *r), (r))
-faults_wrap(ngx_int_t, NGX_ERROR, ngx_http_kontext_send_body,
+faults_wrap_way(ngx_int_t, NGX_ERROR, ngx_http_kontext_send_body,
             (ngx_http_request_t *r, ngx_chain_t *out), (r, out))
-faults_wrap(ngx_int_t, NGX_ERROR, ngx_http_send_header,
+faults_wrap_way(ngx_int_t, NGX_ERROR, ngx_http_send_header,
             (ngx_http_request_t *r), (r))
-faults_wrap(ngx_int_t, NGX_ERROR, ngx_http_output_filter,
+faults_wrap_way(ngx_int_t, NGX_ERROR, ngx_http_output_filter,
             (ngx_http_request_t *r, ngx_chain_t *in), (r, in))
+
+
+/* memory only where there is no room yet */
+
+ngx_int_t __real_ngx_http_post_request(ngx_http_request_t *r,
+    ngx_http_posted_request_t *pr);
+ngx_int_t __wrap_ngx_http_post_request(ngx_http_request_t *r,
+    ngx_http_posted_request_t *pr);
+ngx_chain_t *__real_ngx_alloc_chain_link(ngx_pool_t *pool);
+ngx_chain_t *__wrap_ngx_alloc_chain_link(ngx_pool_t *pool);
+void *__real_ngx_array_push(ngx_array_t *a);
+void *__wrap_ngx_array_push(ngx_array_t *a);
+void *__real_ngx_list_push(ngx_list_t *l);
+void *__wrap_ngx_list_push(ngx_list_t *l);
+
+
+ngx_int_t
+__wrap_ngx_http_post_request(ngx_http_request_t *r,
+    ngx_http_posted_request_t *pr)
+{
+    if (pr == NULL
+        && faults_now("ngx_http_post_request", __builtin_return_address(0)))
+    {
+        return NGX_ERROR;
+    }
+
+    return __real_ngx_http_post_request(r, pr);
+}
+
+
+ngx_chain_t *
+__wrap_ngx_alloc_chain_link(ngx_pool_t *pool)
+{
+    if (pool->chain == NULL
+        && faults_now("ngx_alloc_chain_link", __builtin_return_address(0)))
+    {
+        return NULL;
+    }
+
+    return __real_ngx_alloc_chain_link(pool);
+}
+
+
+void *
+__wrap_ngx_array_push(ngx_array_t *a)
+{
+    if (a->nelts == a->nalloc
+        && faults_now("ngx_array_push", __builtin_return_address(0)))
+    {
+        return NULL;
+    }
+
+    return __real_ngx_array_push(a);
+}
+
+
+void *
+__wrap_ngx_list_push(ngx_list_t *l)
+{
+    if (l->last->nelts == l->nalloc
+        && faults_now("ngx_list_push", __builtin_return_address(0)))
+    {
+        return NULL;
+    }
+
+    return __real_ngx_list_push(l);
+}
 
 
 /* memory that somebody has to free */
@@ -172,7 +247,7 @@ __wrap_ngx_alloc(size_t size, ngx_log_t *log)
     }
 
     p = __real_ngx_alloc(size, log);
-    faults->blocks += (p != NULL);
+    faults_count(p, 0);
 
     return p;
 }
@@ -188,7 +263,10 @@ __wrap_ngx_calloc(size_t size, ngx_log_t *log)
     }
 
     p = __real_ngx_calloc(size, log);
-    faults->blocks += (p != NULL);
+
+    /* the module takes it for the end of a closed session, and so only */
+
+    faults_count(p, 1);
 
     return p;
 }
@@ -197,8 +275,43 @@ __wrap_ngx_calloc(size_t size, ngx_log_t *log)
 void
 __wrap_free(void *p)
 {
+    ngx_uint_t  i;
+
+    for (i = 0; p && i < FAULTS_LATER; i++) {
+
+        if (faults_later[i] == p) {
+            faults_later[i] = NULL;
+            faults->later--;
+
+            __real_free(p);
+            return;
+        }
+    }
+
     faults->blocks -= (p != NULL);
     __real_free(p);
+}
+
+
+static void
+faults_count(void *p, ngx_uint_t later)
+{
+    ngx_uint_t  i;
+
+    if (p == NULL) {
+        return;
+    }
+
+    for (i = 0; later && i < FAULTS_LATER; i++) {
+
+        if (faults_later[i] == NULL) {
+            faults_later[i] = p;
+            faults->later++;
+            return;
+        }
+    }
+
+    faults->blocks++;
 }
 
 
@@ -264,12 +377,12 @@ faults_malloc(size_t size)
 {
     void  *p;
 
-    if (faults_now("cJSON", __builtin_return_address(0))) {
+    if (faults->json && faults_now("cJSON", __builtin_return_address(0))) {
         return NULL;
     }
 
     p = malloc(size);
-    faults->blocks += (p != NULL);
+    faults_count(p, 0);
 
     return p;
 }

@@ -16,8 +16,9 @@ use Kontext::Test;
 use EverySplit ();
 use File::Temp ();
 use IO::Socket::INET ();
+use Time::HiRes qw(time);
 
-use constant LAYOUT => 'Q4 q2 Q Z48';
+use constant LAYOUT => 'Q5 q3 Q Z48';
 
 my $build = $ENV{KONTEXT_BUILD} || "$FindBin::Bin/../build";
 my $module = "$build/ngx_http_kontext_faults_module.so";
@@ -64,7 +65,7 @@ my $nginx = Kontext::Nginx->new(
         kontext_publisher_token  acme-dev;
         kontext_user_id          $http_x_user;
         kontext_conversation_id  $http_x_conversation;
-        kontext_grace            20s;
+        kontext_grace            8s;
         kontext_character        id=c name=n tags=a,b greeting=hi;
         kontext_regulatory       gdpr=1 gdpr_consent=C gpp_sid=2,7;
         kontext_device           timezone=Europe/Prague width=100 dpr=2;
@@ -140,6 +141,10 @@ CONF
 my $port = $nginx->port;
 my $n = 0;
 
+# each call fails, or in a short run one of so many
+
+my $step = $ENV{KONTEXT_FAULT_STEP} || 5;
+
 # memory that is held for as long as the worker lives
 
 my @held = @{faults()}{qw(blocks pools)};
@@ -155,16 +160,24 @@ sub faults {
     @values = unpack(LAYOUT, $text);
 
     return { at => $values[0], count => $values[2], failed => $values[3],
-             blocks => $values[4], pools => $values[5],
-             where => $values[6], name => $values[7] };
+             blocks => $values[5], pools => $values[6],
+             later => $values[7], where => $values[8], name => $values[9] };
 }
 
 
 sub set {
-    my ($at, $on) = @_;
+    my ($at, $on, $json) = @_;
 
     sysseek($control, 0, 0);
-    syswrite($control, pack('Q4', $at, $on ? 1 : 0, 0, 0));
+    syswrite($control, pack('Q5', $at, $on ? 1 : 0, 0, 0, $json ? 1 : 0));
+}
+
+
+# nothing fails any more; what has failed stays to be seen
+
+sub disarm {
+    sysseek($control, 0, 0);
+    syswrite($control, pack('Q', 0));
 }
 
 
@@ -172,6 +185,11 @@ sub set {
 # answer is not whole
 
 sub request {
+    return finish(start(@_));
+}
+
+
+sub start {
     my ($method, $uri, $body, %headers) = @_;
 
     my $fh = IO::Socket::INET->new(PeerAddr => "127.0.0.1:$port",
@@ -186,12 +204,20 @@ sub request {
               . "\r\n" . ($body // '');
 
     local $SIG{PIPE} = 'IGNORE';
-    local $SIG{ALRM} = sub { die "$method $uri: no end of the answer\n" };
 
-    alarm(40);
     syswrite($fh, $out);
 
+    return $fh;
+}
+
+
+sub finish {
+    my ($fh) = @_;
     my $in = '';
+
+    local $SIG{ALRM} = sub { die "no end of the answer\n" };
+
+    alarm(40);
 
     while (1) {
         my $got = sysread($fh, $in, 65536, length $in);
@@ -228,12 +254,101 @@ sub request {
 }
 
 
-# message ids are different in each conversation
+# The session API: all its calls, one after the other.  A call does what it
+# says, or says that it could not.
+
+sub api {
+    my ($id, $strict) = @_;
+    my ($events, $session) = ('', '');
+
+    my $call = sub {
+        my ($expect, $method, $path, $body, %headers) = @_;
+
+        my ($status, $got) = request($method, "/api/sessions$path", $body,
+                                     'X-User' => 'u', Origin =>
+                                     'https://app.example.com', %headers);
+
+        $status //= 'broken';
+        die "$method $path: $status\n"
+            if $status ne $expect && ($strict || $status !~ /\A5|broken/);
+
+        json($got) if defined $got && $status ne '204' && length $got
+                      && $got !~ /\A<html>/;
+
+        return $status eq $expect ? $got : undef;
+    };
+
+    # events that were missed are kept for who asks for them
+
+    my $made = $call->(201, 'POST', '', json({
+        conversationId => $id, userEmail => 'a@b.c', variantId => 'v',
+        character => { id => 'c', name => 'n', tags => [ 't' ] },
+        regulatory => { gdpr => 1 } })) or return '';
+
+    $session = '/' . json($made)->{sessionId};
+
+    $call->(200, 'POST', '', json({ conversationId => $id, userEmail =>
+        'a@b.c', variantId => 'v', regulatory => { gdpr => 1 },
+        character => { id => 'c', name => 'n', tags => [ 't' ] } }));
+    $call->(202, 'POST', "$session/messages",
+            '[{"id":"m1","role":"user","content":"Which shoes?"},'
+            . '{"id":"m2","role":"assistant","content":"Light ones."},'
+            . '{"id":"m3","role":"user","content":"And then?"}]') // return '';
+
+    # the preload is debounced, and its ad belongs to the answer
+
+    my $stream = start('GET', "/api/sessions$session/events", undef,
+                       'Last-Event-ID' => 0, 'X-User' => 'u');
+
+    if ($strict) {
+        wait_until('the preload', sub {
+            my (undef, $text) = request('GET', "/api/sessions$session", undef,
+                                        'X-User' => 'u');
+            return $text =~ /"preload":"filled"/;
+        });
+    }
+
+    $call->(202, 'POST', "$session/messages",
+            '{"id":"m4","role":"assistant","content":"Light ones."}');
+    $call->(200, 'GET', $session);
+
+    my ($status) = request('GET', "/api/sessions$session/ads/m4", undef,
+                           'X-User' => 'u');
+
+    die 'GET ads: ' . ($status // 'broken') . "\n"
+        if $strict && $status != 200
+           || defined $status && $status !~ /\A(?:200|404|5..)\z/;
+
+    $call->(200, 'PATCH', $session, '{"regulatory":{"gdpr":0}}');
+    $call->(202, 'POST', "$session/events",
+            '{"name":"ad.viewed","code":"inlineAd","payload":{"bidId":"'
+            . $bid . '","messageId":"m4","content":"c","format":"f"}}')
+        if defined $status && $status == 200;
+    $call->(204, 'DELETE', $session);
+
+    # it ends with the session, or it never was one
+
+    disarm() if !$strict;
+    $call->(204, 'DELETE', $session);
+
+    ($status, my $text) = finish($stream);
+
+    die "GET events: $status $text\n"
+        if $strict && ($status != 200 || $text !~ /event: session.closed/);
+
+    return '';
+}
+
+
+# Message ids are different in each conversation, and without memory for the
+# one that the backend gave the message has one of ours.
 
 sub same {
     my ($body) = @_;
 
-    return $body =~ s/kx1_[\w-]+/kx1_ID/gr;
+    return $body =~ s/kx1_[\w-]+/ID/gr
+                 =~ s/("messageId":")[\w-]+(?=","ads":)/$1ID/gr
+                 =~ s/(&messageId=)[\w-]+/$1ID/gr;
 }
 
 
@@ -247,7 +362,7 @@ sub settled {
 
             $nginx->worker_pid;
             return $f->{blocks} == $held[0] && $f->{pools} == $held[1];
-        }, 5);
+        });
         1;
     };
 }
@@ -273,17 +388,20 @@ sub each_fault {
     ok(settled(), "$name: memory is free again") or diag(json(faults()));
 
     foreach my $on (0, 1) {
+        my $step = $step == 1 ? 1 : $step * ($args{step} // 1);
         my ($runs, @wrong, %names) = (0);
 
-        for (my $at = 1; ; $at++) {
+        for (my $at = 1 + int(rand $step); ; $at += $step) {
             my $id = "$name-$on-$at";
 
             $args{before}->($id) if $args{before};
 
-            set($at, $on);
+            set($at, $on, $args{json});
 
+            my $start = time;
             my @got = eval { $args{run}->($id) };
             my $died = $@;
+            my $took = time - $start;
             my $f = faults();
 
             set(0);
@@ -301,7 +419,11 @@ sub each_fault {
                              grep { !($f->{name} =~ $PLAIN && /\Abroken/) }
                              @got;
 
-            push @wrong, "$what: memory is not given back"
+            push @wrong, sprintf('%s: took %.1f s', $what, $took)
+                if $took > 4;
+
+            push @wrong, "$what: memory is not given back: "
+                         . json(faults())
                 if !settled();
 
             my $after = $args{after} ? eval { $args{after}->($id) } // $@ : '';
@@ -388,11 +510,12 @@ sub chat_faults {
                : same($got) ne ($ad // '') ? 'no ad' : '';
     };
 
-    each_fault("$where-$file", run => $run, after => $after);
+    each_fault("$where-" . ($args{name} // $file), run => $run,
+               after => $after, json => $args{json});
 }
 
 
-chat_faults('piped', 'openai_chat', 'openai-chat.sse');
+chat_faults('piped', 'openai_chat', 'openai-chat.sse', json => 1);
 chat_faults('cut', 'openai_chat', 'openai-chat.sse', size => 7);
 chat_faults('piped', 'openai_chat', 'openai-chat.response.json');
 chat_faults('text', 'openai_chat', 'openai-chat.sse');
@@ -405,6 +528,48 @@ chat_faults('piped', 'gemini', 'gemini-array.json');
 chat_faults('piped', 'ai_sdk_ui', 'ai-sdk-ui.sse');
 chat_faults('down', 'openai_chat', 'openai-chat.sse', none => 1);
 
+# text ads of the past, taken out of a body in memory and of one in a file
+
+{
+    my ($uri, $body) = @{$formats{openai_chat}};
+    my (undef, $got) = request('POST', "/text/$uri?file=openai-chat.sse",
+                               $body, 'X-User' => 'u',
+                               'X-Conversation' => 'past');
+
+    my ($ad) = $got =~ /(\\n\\n\\u2063[^"]*\\u2063)/;
+
+    ok(defined $ad, 'an ad of the past');
+
+    foreach my $where ('text', 'spooled') {
+        my $long = $where eq 'spooled' ? 'x' x 5000 : '';
+
+        chat_faults($where, 'openai_chat', 'openai-chat.sse',
+                    name => 'with-an-ad', body =>
+                    $body =~ s/Light ones\./Light ones.$long$ad/r);
+    }
+}
+
+each_fault('session-api', json => 1, step => 5,
+           run   => sub { api($_[0], 0); return },
+           after => sub { api("$_[0]-after", 1) });
+
+foreach my $query ('', '?format=prometheus') {
+    my $run = sub {
+        my ($status, $got) = request('GET', "/status$query");
+
+        return if !defined $status || $status =~ /\A5/;
+        return "status $status" if $status != 200 || $got !~ /injected/;
+        return;
+    };
+
+    each_fault("status$query", least => 1, run => $run,
+               after => sub { $run->() // '' });
+}
+
+# what a timer frees
+
+ok(eval { wait_until('the timers', sub { faults()->{later} == 0 }); 1 },
+   'what the sessions had is free again');
 
 $nginx->stop_ok;
 
