@@ -129,6 +129,13 @@ $(FAULTS): t/faults/faults.c $(MODULE)
 	    `find $(OBJS) -name '*.o'` -lcjson
 
 
+# For util/chaos and util/soak: the walk of a zone.
+
+$(BUILD_DIR)/zone-walk: t/chaos/zone-walk.c $(CORE) $(HDRS)
+	@mkdir -p $(BUILD_DIR)
+	$(CC) $(CORE_FLAGS) $(CFLAGS) -o $@ $< $(CORE) -lcjson
+
+
 # Unit tests: the core without nginx, once under the sanitizers and once
 # without for the tests that kill processes on purpose.
 
