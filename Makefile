@@ -54,8 +54,8 @@ UNIT := $(patsubst unit/%.c,%,$(wildcard unit/test_*.c))
 FUZZ := $(patsubst fuzz/%.c,%,$(wildcard fuzz/fuzz_*.c))
 
 
-.PHONY: all module unit streams fuzz test nginx-tests style lint test-asan \
-        test-faults test-valgrind test-versions install clean FORCE
+.PHONY: all module unit streams fuzz fuzz-whole test nginx-tests style lint \
+        test-asan test-faults test-valgrind test-versions install clean FORCE
 .DELETE_ON_ERROR:
 
 # "make CFLAGS=..." is for this file: nginx's Makefile has its own, with its
@@ -298,15 +298,28 @@ SPLIT_STEP = 11
 
 ASAN_NGINX = $(or $(KONTEXT_CACHE),$(BUILD_DIR))/asan-nginx
 
+ASAN_MAKE = $(MAKE) --no-print-directory BUILD=$(BUILD)/asan \
+            NGINX_SRC=$(ASAN_NGINX)/source NGINX_BIN=$(ASAN_NGINX)/nginx \
+            NGINX_CONF_FLAGS="$$(cat $(ASAN_NGINX)/conf_flags)" \
+            CC='$(CC)' CFLAGS='-O1 -g $(SAN) -DNGX_DEBUG_PALLOC=1' \
+            LDFLAGS='$(SAN)'
+
 test-asan:
 	util/asan-nginx $(ASAN_NGINX)
 	+KONTEXT_SPLIT_STEP=$(SPLIT_STEP) KONTEXT_FAULT_STEP=$(SPLIT_STEP) \
 	    util/sanitized $(BUILD_DIR)/asan-reports \
-	    $(MAKE) --no-print-directory nginx-tests BUILD=$(BUILD)/asan \
-	    NGINX_SRC=$(ASAN_NGINX)/source NGINX_BIN=$(ASAN_NGINX)/nginx \
-	    NGINX_CONF_FLAGS="$$(cat $(ASAN_NGINX)/conf_flags)" \
-	    CC='$(CC)' CFLAGS='-O1 -g $(SAN) -DNGX_DEBUG_PALLOC=1' \
-	    LDFLAGS='$(SAN)' T='$(T)' PROVE_JOBS='$(PROVE_JOBS)'
+	    $(ASAN_MAKE) nginx-tests T='$(T)' PROVE_JOBS='$(PROVE_JOBS)'
+
+# And a time box for random chats through that nginx: fuzz/whole.mjs.
+
+WHOLE_SECONDS = 10
+
+fuzz-whole:
+	util/asan-nginx $(ASAN_NGINX)
+	+$(ASAN_MAKE) module
+	KONTEXT_BUILD=$(BUILD_DIR)/asan TEST_NGINX_BINARY=$(ASAN_NGINX)/nginx \
+	    util/sanitized $(BUILD_DIR)/whole-reports \
+	    node fuzz/whole.mjs $(WHOLE_SECONDS) $(WHOLE_SEED)
 
 
 install: module

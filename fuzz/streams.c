@@ -90,6 +90,7 @@ static void streams_add(const void *p, size_t len);
 static void streams_puts(const char *s);
 static void streams_start(const streams_format_t *f);
 static void streams_feed(void);
+static void streams_links(ngx_chain_t *cl, ngx_chain_t *links, unsigned n);
 static void streams_piece(ngx_buf_t *b, size_t n);
 static ngx_buf_t *streams_buf(void);
 static void streams_filter(ngx_chain_t *in);
@@ -886,8 +887,23 @@ streams_feed(void)
 
     streams_filter(in);
 
+    streams_links(streams_ngx_pool.chain, links, nbufs);
+    streams_links(streams_ctx.busy, links, nbufs);
+    streams_links(streams_ctx.free, links, nbufs);
+
     ngx_memset(links, 0x5a, nbufs * sizeof(ngx_chain_t));
     free(links);
+}
+
+
+/* those of the backend are in no other chain */
+
+static void
+streams_links(ngx_chain_t *cl, ngx_chain_t *links, unsigned n)
+{
+    for ( /* void */ ; cl; cl = cl->next) {
+        check(cl < links || cl >= links + n);
+    }
 }
 
 
@@ -1132,7 +1148,7 @@ streams_account(void)
 static void
 streams_compare(void)
 {
-    size_t                   in, out, n;
+    size_t                   in, out, past, n;
     unsigned                 i, found;
     kx_place_t              *place;
     ngx_http_kontext_ctx_t  *ctx;
@@ -1143,6 +1159,7 @@ streams_compare(void)
 
     in = 0;
     out = 0;
+    past = 0;
     found = 0;
 
     while (out < streams_got) {
@@ -1170,7 +1187,7 @@ streams_compare(void)
         place = &ctx->answer.places[found++];
         n = place->before.len + sizeof(STREAMS_MARK) - 1 + place->after.len;
 
-        for (i = 0; i <= in && i <= out; i++) {
+        for (i = 0; i <= in && i <= out - past; i++) {
 
             if (out - i + n > streams_got) {
                 continue;
@@ -1190,7 +1207,7 @@ streams_compare(void)
             }
         }
 
-        if (i > in || i > out) {
+        if (i > in || i > out - past) {
 
             /* the client has gone in the middle of it */
 
@@ -1200,6 +1217,7 @@ streams_compare(void)
 
         in -= i;
         out = out - i + n;
+        past = out;
     }
 
     if (streams_stop) {

@@ -480,7 +480,7 @@ export function chat(nginx, open, { format, seed, gap, user, conversation, behav
 
 // complete: the answer has the end that its header has promised
 
-function parse(raw) {
+export function parse(raw) {
     const at = raw.indexOf('\r\n\r\n');
 
     if (at < 0) {
