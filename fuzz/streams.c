@@ -285,6 +285,7 @@ static unsigned             streams_joined;  /* data of several lines */
 static unsigned             streams_last;    /* was fed */
 static unsigned             streams_seen;    /* has arrived */
 static unsigned             streams_headed;  /* the header has */
+static unsigned             streams_flushed; /* and goes to the client */
 static unsigned             streams_stop;    /* the client is gone */
 static unsigned             streams_slow;
 static unsigned             streams_more;    /* nginx is to run the request */
@@ -434,6 +435,7 @@ streams_run(uint64_t seed)
     streams_last = 0;
     streams_seen = 0;
     streams_headed = 0;
+    streams_flushed = 0;
     streams_stop = 0;
     streams_more = 0;
     streams_nads = 0;
@@ -1226,7 +1228,7 @@ streams_compare(void)
 
     check(in == streams_len);
     check(streams_sent == streams_len);
-    check(streams_headed);
+    check(streams_headed && streams_flushed);
     check(streams_seen == !(streams_fault & STREAMS_BROKEN));
     check(ctx->ended || !ctx->streaming);
     check(!ctx->holding && !ctx->grace.timer_set && !ctx->wake.posted);
@@ -1293,6 +1295,7 @@ streams_body(ngx_http_request_t *r, ngx_chain_t *in)
         check(streams_npending < STREAMS_BUFS);
 
         streams_pending[streams_npending++].buf = b;
+        streams_flushed |= b->flush | b->last_buf;
     }
 
     room = streams_slow ? streams_below(2000) : (size_t) -1;

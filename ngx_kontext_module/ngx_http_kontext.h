@@ -1041,7 +1041,7 @@ ngx_int_t ngx_http_kontext_out_own(ngx_http_kontext_ctx_t *ctx,
 ngx_int_t ngx_http_kontext_out_held(ngx_http_kontext_ctx_t *ctx,
     ngx_chain_t ***ll, u_char *p);
 
-/* Memory for ngx_http_kontext_out_rest(). */
+/* Memory for ngx_http_kontext_out_rest() and ngx_http_kontext_out_flush(). */
 ngx_int_t ngx_http_kontext_out_spare(ngx_http_kontext_ctx_t *ctx);
 
 /*
@@ -1051,6 +1051,10 @@ ngx_int_t ngx_http_kontext_out_spare(ngx_http_kontext_ctx_t *ctx);
  */
 void ngx_http_kontext_out_rest(ngx_http_kontext_ctx_t *ctx,
     ngx_chain_t ***ll, ngx_chain_t *in);
+
+/* A flush, once in an answer.  Needs no memory. */
+void ngx_http_kontext_out_flush(ngx_http_kontext_ctx_t *ctx,
+    ngx_chain_t ***ll);
 
 /* A copy of bytes. */
 ngx_int_t ngx_http_kontext_out_copy(ngx_http_kontext_ctx_t *ctx,

@@ -8,7 +8,7 @@
 #include "ngx_http_kontext.h"
 
 
-#define NGX_HTTP_KONTEXT_SPARE  3    /* held, a frame, the end */
+#define NGX_HTTP_KONTEXT_SPARE  4    /* held, a frame, the end; a flush */
 
 
 static ngx_buf_t *ngx_http_kontext_out_buf(ngx_http_kontext_ctx_t *ctx,
@@ -206,6 +206,20 @@ ngx_http_kontext_out_rest(ngx_http_kontext_ctx_t *ctx, ngx_chain_t ***ll,
     ctx->frame_len = 0;
 
     **ll = in;
+}
+
+
+void
+ngx_http_kontext_out_flush(ngx_http_kontext_ctx_t *ctx, ngx_chain_t ***ll)
+{
+    ngx_chain_t  *cl;
+
+    cl = &ctx->spare[NGX_HTTP_KONTEXT_SPARE - 1];
+
+    cl->buf->flush = 1;
+
+    **ll = cl;
+    *ll = &cl->next;
 }
 
 

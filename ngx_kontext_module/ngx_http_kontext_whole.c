@@ -93,13 +93,11 @@ send:
         }
     }
 
-    if (broken) {
+    if (broken && own == NULL) {
 
         /* no last buffer will follow: what there is goes now */
 
-        for (cl = out; cl; cl = cl->next) {
-            cl->buf->flush = 1;
-        }
+        ngx_http_kontext_out_flush(ctx, &ll);
     }
 
     rc = ngx_http_kontext_send_body(r, out);
