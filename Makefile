@@ -195,7 +195,8 @@ STREAMS_SRCS = fuzz/streams.c $(patsubst %,\
                    filter stream whole hold out answer)
 STREAMS_OBJS = $(STREAMS_SRCS:%.c=$(STREAMS_DIR)/%.o) \
                $(CORE:%.c=$(if $(SAN),$(UNIT_DIR)/san,$(UNIT_DIR)/plain)/%.o)
-NGINX_INCS   = core event event/modules os/unix http http/modules http/v2
+NGINX_INCS   = core event event/modules event/quic os/unix http http/modules \
+               http/v2 http/v3
 
 $(STREAMS_DIR)/%.o: %.c $(OBJS)/Makefile
 	@mkdir -p $(@D)

@@ -4,8 +4,8 @@
 //
 //     node chaos.mjs [seconds] [streams]
 
-import { FORMATS, random } from './formats.mjs';
-import { MODES, Nginx, adServer, backend, chat, paths, sleep, until, walk } from './stand.mjs';
+import { FORMATS } from './formats.mjs';
+import { MODES, apiClient, chat, chatClient, sleep, stand, until, walk } from './stand.mjs';
 
 const KILL_EVERY = 1200;                // ms
 const MODE_EVERY = 1700;
@@ -14,35 +14,15 @@ const WALK_EVERY = 5;                   // kills
 const LATER_CHATS = 20;
 const GAP = 60;                         // ms between frames, on the average
 
-const seconds = Number(process.argv[2] ?? 150);
-const streams = Number(process.argv[3] ?? 200);
-const seed = Number(process.env.CHAOS_SEED ?? Date.now() % 1e9);
-const rnd = random(seed);
-const failures = [];
+const house = await stand('chaos', 'chaos:192k store=64k idle=20s streams=40',
+                          [, , process.argv[2] ?? 150, process.argv[3] ?? 200]);
+const { ads, nginx, open, rnd, seconds, streams, walker } = house;
+const fail = what => house.fail(what);
 
-const fail = what => {
-    failures.push(what);
-
-    if (failures.length <= 20) {
-        console.log(`FAILED: ${what}`);
-    }
-};
-
-const { module, walker, binary } = paths();
-const ads = await adServer();
-const llm = await backend();
-const nginx = await Nginx.start({ backend: llm.port, ads: ads.port, zone: 'chaos:192k store=64k idle=20s streams=40',
-                                  module, binary });
-
-console.log(`chaos: seed ${seed}, ${streams} streams for ${seconds} s, nginx in ${nginx.dir}`);
-
-const open = new Set();
-const count = { chats: 0, whole: 0, ads: 0, killed: 0, refused: 0, faults: 0, vanished: 0, slow: 0, kills: 0,
+const count = { chats: 0, whole: 0, ads: 0, killed: 0, faults: 0, vanished: 0, slow: 0, kills: 0,
                 reloads: 0, api: 0, walks: 0, repaired: 0 };
 const end = Date.now() + seconds * 1000;
 const running = () => Date.now() < end;
-
-let chats = seed % 1e6;
 
 // what a fresh worker has open, and the master
 
@@ -59,6 +39,7 @@ function judge(s) {
     const what = `${s.format} ${s.seed} (worker ${s.worker}, ${s.bytes} bytes, status ${s.status}, ${s.why})`;
 
     count.chats++;
+    count.slow += s.behaviour.slow ? 1 : 0;
 
     if (s.wrong) {
         fail(`${what}: ${s.wrong}`);
@@ -94,55 +75,6 @@ function judge(s) {
     }
 
     fail(`${what}: cut, and nobody has killed its worker`);
-}
-
-async function client() {
-    while (running()) {
-        const n = chats++;
-        const kind = rnd.below(10);
-        const behaviour = kind === 0 ? { vanish: rnd.below(4000), reset: rnd.below(2) === 0 }
-                          : kind === 1 ? { slow: 20 + rnd.below(100) } : {};
-        const fault = kind === 2 ? { kind: rnd.pick(['reset', 'cut']), at: rnd.below(12) } : undefined;
-
-        count.slow += behaviour.slow ? 1 : 0;
-
-        judge(await chat(nginx, open, { format: rnd.pick(Object.keys(FORMATS)), seed: n, gap: GAP, behaviour, fault,
-                                        user: `u-${rnd.below(50)}`,
-                                        conversation: `c-${rnd.below(8) ? n : rnd.below(20)}` }));
-    }
-}
-
-// the session API: as much as there is room for, and more
-
-async function apiClient() {
-    while (running()) {
-        try {
-            const made = await nginx.request('POST', '/kontext/sessions', JSON.stringify({
-                userId: `u-${rnd.below(9)}`, conversationId: `api-${rnd.below(40)}` }));
-
-            if (made.status >= 500) {
-                await sleep(50);
-                continue;
-            }
-
-            const path = `/kontext/sessions/${JSON.parse(made.text).sessionId}`;
-            const events = nginx.request('GET', `${path}/events`).catch(() => null);
-
-            for (let i = rnd.below(6); i; i--) {
-                await nginx.request('POST', `${path}/messages`, JSON.stringify({
-                    id: `m-${count.api++}`, role: i % 2 ? 'user' : 'assistant', content: 'x'.repeat(rnd.below(6000)) }));
-                await sleep(rnd.below(300));
-            }
-
-            if (rnd.below(2)) {
-                await nginx.request('DELETE', path);
-                await events;
-            }
-
-        } catch {
-            await sleep(20);            // a worker was killed
-        }
-    }
 }
 
 
@@ -216,8 +148,11 @@ async function reloader() {
 }
 
 
-await Promise.all([...Array.from({ length: streams }, client), ...Array.from({ length: 8 }, apiClient), killer(),
-                   weather(), reloader()]);
+const chats = { rnd, running, number: house.number, gap: GAP, one: 10, judge };
+const api = { rnd, running, leave: true, fed: () => count.api++, refused: () => {} };
+
+await Promise.all([...Array.from({ length: streams }, () => chatClient(nginx, open, chats)),
+                   ...Array.from({ length: 8 }, () => apiClient(nginx, api)), killer(), weather(), reloader()]);
 
 
 // Afterwards: two workers, an empty house, and all as it was.
@@ -232,38 +167,21 @@ try {
         return s && s.streams.open === 0;
     }, 60_000);
 
-    // sessions of the API that nobody closes are idle by now, or evicted; the next ones have ads
+    // Later chats have ads, of both workers: it takes a moment until nothing of the chaos is remembered.
 
     const workers = new Set();
+    let row = 0;
 
-    for (let i = 0; i < 200 && (workers.size < 2 || i < LATER_CHATS); i++) {
+    for (let i = 0; i < 500 && (row < LATER_CHATS || workers.size < 2); i++) {
         const s = await chat(nginx, open, { format: rnd.pick(Object.keys(FORMATS)), seed: 5e8 + i, gap: 2, user: 'u',
                                             conversation: `later-${i}` });
 
         workers.add(s.worker);
-
-        // what /init has said meanwhile, and a breaker that is still open, are those of the chaos
+        row = s.ad ? row + 1 : 0;
 
         if (!s.complete || s.wrong) {
-            fail(`a later chat: ${s.wrong ?? s.why}`);
+            fail(`a later chat: ${s.wrong || s.why}`);
         }
-
-        if (!s.ad) {
-            if (i < 100) {
-                i = Math.max(i, LATER_CHATS);
-            }
-
-            count.without = (count.without ?? 0) + 1;
-        }
-    }
-
-    let row = 0;
-
-    for (let i = 0; i < 300 && row < LATER_CHATS; i++) {
-        const s = await chat(nginx, open, { format: rnd.pick(Object.keys(FORMATS)), seed: 6e8 + i, gap: 2, user: 'u',
-                                            conversation: `last-${i}` });
-
-        row = s.ad ? row + 1 : 0;
     }
 
     if (row < LATER_CHATS) {
@@ -318,35 +236,7 @@ try {
     fail(`afterwards: ${e.stack}`);
 }
 
-await nginx.stop();
+// the log has the kills, and what nginx says of them
 
-// the log has the kills, and what nginx says of them; nothing else that is worse than an error
-
-const killed = /worker process \d+ exited on signal 9|shared memory zone "[^"]*" was locked by \d+/;
-
-for (const line of nginx.log().split('\n')) {
-    if (/\[(alert|emerg|crit)\]|exited on signal|exited with code [1-9]/.test(line) && !killed.test(line)) {
-        fail(`the log: ${line}`);
-    }
-}
-
-console.log(Object.entries(count).map(([name, n]) => `${name} ${n}`).join(', ') + `, ad calls ${ads.requests}`);
-
-// what never happened was not tested
-
-for (const name of ['whole', 'ads', 'killed', 'faults', 'vanished', 'slow', 'kills', 'reloads', 'api', 'walks']) {
-    if (!count[name]) {
-        fail(`not once: ${name}`);
-    }
-}
-
-console.log(failures.length ? `chaos: ${failures.length} failures` : 'chaos: ok');
-
-if (failures.length && process.env.KONTEXT_TEST_KEEP) {
-    console.log(`kept: ${nginx.dir}`);
-
-} else {
-    nginx.remove();
-}
-
-process.exit(failures.length ? 1 : 0);
+await house.finish(count, ['whole', 'ads', 'killed', 'faults', 'vanished', 'slow', 'kills', 'reloads', 'api', 'walks'],
+                   /worker process \d+ exited on signal 9|shared memory zone "[^"]*" was locked by \d+/);

@@ -4,7 +4,8 @@
 // client the same answer, so that each byte can be compared.
 
 const WORDS = ['Great', ' plan', '!', ' A', ' list', ':\n\n', '1.', ' **Tyres**', ' – 2 × 35 mm', ' "multi-tool"',
-               ' C:\\tools', ' 🚲', ' 自転車', ' data: [DONE]', ' <script>', '\u0007', ' שלום', '\u2028', ' end.',
+               ' C:\\tools', ' 🚲', ' 自転車', ' data: [DONE]', ' <script>', '\u0007', ' שלום', '\u2028',
+               ' end.',
                ' kontext', ' {}', ' 👨‍👩‍👧‍👦'];
 
 export function random(seed) {
@@ -40,8 +41,8 @@ export const FORMATS = {
     openai: {
         uri: '/v1/chat/completions', type: 'text/event-stream',
         request: text => ({ model: 'm', stream: true, messages: messages(text) }),
-        frames: texts => [chunk({ role: 'assistant', content: '' }, null), ...texts.map(t => chunk({ content: t }, null)),
-                          chunk({}, 'stop'), sse('[DONE]')],
+        frames: texts => [chunk({ role: 'assistant', content: '' }, null),
+                          ...texts.map(t => chunk({ content: t }, null)), chunk({}, 'stop'), sse('[DONE]')],
         finish: n => n - 2,
     },
     text: {
@@ -79,8 +80,10 @@ export const FORMATS = {
     ollama: {
         uri: '/api/chat', type: 'application/x-ndjson',
         request: text => ({ model: 'm', messages: messages(text) }),
-        frames: texts => [...texts.map(content => line({ model: 'm', message: { role: 'assistant', content }, done: false })),
-                          line({ model: 'm', message: { role: 'assistant', content: '' }, done: true, done_reason: 'stop' })],
+        frames: texts => [
+            ...texts.map(content => line({ model: 'm', message: { role: 'assistant', content }, done: false })),
+            line({ model: 'm', message: { role: 'assistant', content: '' }, done: true, done_reason: 'stop' }),
+        ],
         finish: n => n - 1,
     },
     gemini: {
@@ -135,7 +138,9 @@ export function compare(expected, got, complete) {
     }
 
     if (!complete) {
-        return prefix >= from ? '' : `byte ${prefix} is another`;
+        const near = got.subarray(Math.max(0, prefix - 60), prefix + 900).toString('latin1');
+
+        return prefix >= from && prefix <= to && /kontext|frame/.test(near) ? '' : `byte ${prefix} is another`;
     }
 
     let suffix = 0;

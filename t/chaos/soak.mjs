@@ -4,44 +4,24 @@
 //
 //     node soak.mjs [seconds] [streams]
 
-import { FORMATS, random } from './formats.mjs';
-import { MODES, Nginx, adServer, backend, chat, paths, sleep, until, walk } from './stand.mjs';
+import { MODES, apiClient, chatClient, sleep, stand, until, walk } from './stand.mjs';
 
 const GAP = 25;                         // ms between frames, on the average
 const SAMPLES = 120;
 const WARM = 0.25;                      // of the run, until all that is kept for later is there
+const ENOUGH = 1200;                    // s: a shorter run is warm too late to tell
 const GROWTH = 256;                     // kB that a worker may be larger afterwards: what one chat or another has
 
-const seconds = Number(process.argv[2] ?? 3600);
-const streams = Number(process.argv[3] ?? 16);
-const seed = Number(process.env.CHAOS_SEED ?? Date.now() % 1e9);
-const rnd = random(seed);
-const failures = [];
+const house = await stand('soak', 'soak:512k store=128k idle=30s streams=20',
+                          [, , process.argv[2] ?? 3600, process.argv[3] ?? 16]);
+const { ads, nginx, open, rnd, seconds, streams, walker } = house;
+const fail = what => house.fail(what);
 
-const fail = what => {
-    failures.push(what);
-
-    if (failures.length <= 20) {
-        console.log(`FAILED: ${what}`);
-    }
-};
-
-const { module, walker, binary } = paths();
-const ads = await adServer();
-const llm = await backend();
-const nginx = await Nginx.start({ backend: llm.port, ads: ads.port, zone: 'soak:512k store=128k idle=30s streams=20',
-                                  module, binary });
-
-console.log(`soak: seed ${seed}, ${streams} streams for ${seconds} s, nginx in ${nginx.dir}`);
-
-const open = new Set();
 const workers = nginx.workers();
 const start = Date.now();
 const end = start + seconds * 1000;
 const running = () => Date.now() < end;
 const count = { chats: 0, ads: 0, faults: 0, vanished: 0, api: 0 };
-
-let chats = seed % 1e6;
 
 function judge(s) {
     const what = `${s.format} ${s.seed} (${s.bytes} bytes, status ${s.status}, ${s.why})`;
@@ -62,50 +42,6 @@ function judge(s) {
 
     } else {
         fail(`${what}: not whole`);
-    }
-}
-
-async function client() {
-    while (running()) {
-        const n = chats++;
-        const kind = rnd.below(20);
-        const behaviour = kind === 0 ? { vanish: rnd.below(4000), reset: rnd.below(2) === 0 }
-                          : kind === 1 ? { slow: 10 + rnd.below(50) } : {};
-        const fault = kind === 2 ? { kind: rnd.pick(['reset', 'cut']), at: rnd.below(12) } : undefined;
-
-        judge(await chat(nginx, open, { format: rnd.pick(Object.keys(FORMATS)), seed: n, gap: GAP, behaviour, fault,
-                                        user: `u-${rnd.below(50)}`,
-                                        conversation: `c-${rnd.below(8) ? n : rnd.below(20)}` }));
-    }
-}
-
-async function apiClient() {
-    while (running()) {
-        try {
-            const made = await nginx.request('POST', '/kontext/sessions', JSON.stringify({
-                userId: `u-${rnd.below(9)}`, conversationId: `api-${rnd.below(40)}` }));
-
-            if (made.status >= 300) {
-                await sleep(100);
-                continue;
-            }
-
-            const path = `/kontext/sessions/${JSON.parse(made.text).sessionId}`;
-            const events = rnd.below(2) ? nginx.request('GET', `${path}/events`).catch(() => null) : null;
-
-            for (let i = rnd.below(6); i; i--) {
-                await nginx.request('POST', `${path}/messages`, JSON.stringify({
-                    id: `m-${count.api++}`, role: i % 2 ? 'user' : 'assistant', content: 'x'.repeat(rnd.below(6000)) }));
-                await sleep(rnd.below(300));
-            }
-
-            await nginx.request('DELETE', path);
-            await events;
-
-        } catch (e) {
-            fail(`the session API: ${e}`);
-            await sleep(100);
-        }
     }
 }
 
@@ -155,23 +91,26 @@ function slope(points) {
     return down ? up / down * 3600 : 0;
 }
 
-// at rest: no chat, no stream, no call
+// at rest: what a worker has that had a chat, and nothing to do any more
 
-async function rest() {
-    ads.set('ok');
+const look = () => ({ rss: workers.map(pid => nginx.rss(pid)), fds: workers.map(pid => nginx.fds(pid)) });
 
-    await until('the event streams to end', async () => (await nginx.status()).streams.open === 0, 60_000);
-    await sleep(12_000);                // calls of the ad server that nobody waits for, and closing sessions
+const fresh = look();
 
-    return { rss: workers.map(pid => nginx.rss(pid)), fds: workers.map(pid => nginx.fds(pid)) };
-}
+const chats = { rnd, running, number: house.number, gap: GAP, one: 20, judge };
+const api = { rnd, running, fed: () => count.api++, refused: e => fail(`the session API: ${e}`) };
 
-const fresh = await rest();
+await Promise.all([...Array.from({ length: streams }, () => chatClient(nginx, open, chats)),
+                   ...Array.from({ length: 3 }, () => apiClient(nginx, api)), weather(), sampler()]);
 
-await Promise.all([...Array.from({ length: streams }, client), ...Array.from({ length: 3 }, apiClient), weather(),
-                   sampler()]);
+ads.set('ok');
 
-const after = await rest();
+await until('the event streams to end', async () => (await nginx.status()).streams.open === 0, 60_000)
+    .catch(e => fail(e.message));
+await until('descriptors to be closed', () => look().fds.every((n, i) => n <= fresh.fds[i]), 60_000)
+    .catch(e => fail(`${e.message}: ${look().fds} of ${fresh.fds}`));
+
+const after = look();
 const warm = samples.filter(s => s.at > seconds * WARM);
 
 workers.forEach((pid, i) => {
@@ -179,15 +118,11 @@ workers.forEach((pid, i) => {
     const perHour = slope(points);
     const grown = perHour * seconds * (1 - WARM) / 3600;
 
-    console.log(`worker ${pid}: memory ${fresh.rss[i]} kB fresh, ${points[0]?.[1]} kB warm, ${after.rss[i]} kB at rest, `
-                + `slope ${perHour.toFixed(1)} kB an hour; descriptors ${fresh.fds[i]} fresh, ${after.fds[i]} at rest`);
+    console.log(`worker ${pid}: memory ${fresh.rss[i]} kB fresh, ${points[0]?.[1]} kB warm, ${after.rss[i]} kB at `
+                + `rest, slope ${perHour.toFixed(1)} kB an hour; descriptors ${fresh.fds[i]} fresh, ${after.fds[i]} at rest`);
 
-    if (grown > GROWTH) {
+    if (grown > GROWTH && seconds >= ENOUGH) {
         fail(`worker ${pid} grows by ${perHour.toFixed(0)} kB an hour`);
-    }
-
-    if (after.fds[i] > fresh.fds[i]) {
-        fail(`worker ${pid} has ${after.fds[i]} descriptors at rest, not ${fresh.fds[i]}`);
     }
 });
 
@@ -197,20 +132,4 @@ const zone = warm.map(s => [s.at, s.sessions]).filter(p => p[1] !== undefined);
 
 console.log(`sessions: ${slope(zone).toFixed(1)} an hour`);
 
-await nginx.stop();
-
-for (const line of nginx.log().split('\n').filter(l => /\[(alert|emerg|crit)\]|exited on signal/.test(l))) {
-    fail(`the log: ${line}`);
-}
-
-console.log(Object.entries(count).map(([name, n]) => `${name} ${n}`).join(', ') + `, ad calls ${ads.requests}`);
-
-for (const name of Object.keys(count)) {
-    if (!count[name]) {
-        fail(`not once: ${name}`);
-    }
-}
-
-console.log(failures.length ? `soak: ${failures.length} failures` : 'soak: ok');
-nginx.remove();
-process.exit(failures.length ? 1 : 0);
+await house.finish(count, Object.keys(count));

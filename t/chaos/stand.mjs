@@ -53,7 +53,8 @@ export async function until(what, condition, ms = 30_000) {
 }
 
 
-// The chat backend.  The query says what to send, how fast, and what goes wrong: a reset or an end after so many frames.
+// The chat backend.  The query says what to send, how fast, and what goes wrong: a reset or an end after so many
+// frames.
 
 export async function backend() {
     const server = http.createServer((req, res) => {
@@ -307,6 +308,11 @@ http {
         return readFileSync(join(this.dir, 'logs/error.log'), 'utf8');
     }
 
+    complaints() {
+        return this.log().split('\n')
+            .filter(l => /\[(alert|emerg|crit)\]|exited on signal|exited with code [1-9]|Sanitizer/.test(l));
+    }
+
     // all of them, those that are about to end as well
 
     workers() {
@@ -405,7 +411,8 @@ http {
 }
 
 
-// One chat.  open is the set of those under way.  What comes of it: { ended, complete, worker, kills, bytes, wrong, ad }.
+// One chat.  open is the set of those under way.  What comes of it: { why, status, complete, worker, kills, bytes,
+// wrong, ad, vanished }.
 
 export function chat(nginx, open, { format, seed, gap, user, conversation, behaviour = {}, fault, plain }) {
     return new Promise(done => {
@@ -519,7 +526,7 @@ export function parse(raw) {
     return { status, payload: Buffer.concat(parts), complete: false };
 }
 
-// kontext_status and the walk of a copy of the zone
+// the walk of a copy of the zone: a line of figures
 
 export function walk(nginx, walker, pid) {
     const file = join(nginx.dir, 'zone');
@@ -535,4 +542,112 @@ export function paths() {
 
     return { module: join(build, 'ngx_http_kontext_module.so'), walker: join(build, 'zone-walk'),
              binary: process.env.TEST_NGINX_BINARY ?? '/usr/sbin/nginx' };
+}
+
+// A client of the session API: sessions that are made, fed, listened to and closed, or left.  refused: what a call that
+// could not be made, or a worker that has gone, comes to.
+
+export async function apiClient(nginx, { rnd, running, leave, fed, refused }) {
+    while (running()) {
+        try {
+            const made = await nginx.request('POST', '/kontext/sessions', JSON.stringify({
+                userId: `u-${rnd.below(9)}`, conversationId: `api-${rnd.below(40)}` }));
+
+            if (made.status >= 300) {
+                await sleep(100);
+                continue;
+            }
+
+            const path = `/kontext/sessions/${JSON.parse(made.text).sessionId}`;
+            const events = rnd.below(2) ? nginx.request('GET', `${path}/events`).catch(() => null) : null;
+
+            for (let i = rnd.below(6); i; i--) {
+                await nginx.request('POST', `${path}/messages`, JSON.stringify({
+                    id: `m-${fed()}`, role: i % 2 ? 'user' : 'assistant', content: 'x'.repeat(rnd.below(6000)) }));
+                await sleep(rnd.below(300));
+            }
+
+            if (!leave || rnd.below(2)) {
+                await nginx.request('DELETE', path);
+                await events;
+            }
+
+        } catch (e) {
+            refused(e);
+            await sleep(50);
+        }
+    }
+}
+
+
+// The chats of one client after the other: some read slowly or vanish, some backends break off.
+
+export async function chatClient(nginx, open, { rnd, running, number, gap, one, judge }) {
+    while (running()) {
+        const seed = number();
+        const kind = rnd.below(one);
+        const behaviour = kind === 0 ? { vanish: rnd.below(4000), reset: rnd.below(2) === 0 }
+                          : kind === 1 ? { slow: 20 + rnd.below(100) } : {};
+        const fault = kind === 2 ? { kind: rnd.pick(['reset', 'cut']), at: rnd.below(12) } : undefined;
+
+        judge(await chat(nginx, open, { format: rnd.pick(Object.keys(FORMATS)), seed, gap, behaviour, fault,
+                                        user: `u-${rnd.below(50)}`,
+                                        conversation: `c-${rnd.below(8) ? seed : rnd.below(20)}` }));
+    }
+}
+
+
+// What both programs begin with.
+
+export async function stand(name, zone, argv) {
+    const seconds = Number(argv[2]), streams = Number(argv[3]);
+    const seed = Number(process.env.CHAOS_SEED ?? Date.now() % 1e9);
+    const failures = [];
+    const { module, walker, binary } = paths();
+    const ads = await adServer(), llm = await backend();
+    const nginx = await Nginx.start({ backend: llm.port, ads: ads.port, zone, module, binary });
+
+    console.log(`${name}: seed ${seed}, ${streams} streams for ${seconds} s, nginx in ${nginx.dir}`);
+
+    let chats = seed % 1e6;
+
+    return {
+        ads, nginx, seconds, streams, walker, rnd: random(seed), open: new Set(), number: () => chats++,
+
+        fail(what) {
+            failures.push(what);
+
+            if (failures.length <= 20) {
+                console.log(`FAILED: ${what}`);
+            }
+        },
+
+        // the end: the log, what never happened and so was not tested, and the result
+
+        async finish(count, musts, allowed) {
+            await nginx.stop();
+
+            for (const line of nginx.complaints().filter(l => !allowed?.test(l))) {
+                this.fail(`the log: ${line}`);
+            }
+
+            console.log(Object.entries(count).map(([n, value]) => `${n} ${value}`).join(', ')
+                        + `, ad calls ${ads.requests}`);
+
+            for (const must of musts.filter(n => !count[n])) {
+                this.fail(`not once: ${must}`);
+            }
+
+            console.log(failures.length ? `${name}: ${failures.length} failures` : `${name}: ok`);
+
+            if (failures.length && process.env.KONTEXT_TEST_KEEP) {
+                console.log(`kept: ${nginx.dir}`);
+
+            } else {
+                nginx.remove();
+            }
+
+            process.exit(failures.length ? 1 : 0);
+        },
+    };
 }
