@@ -22,6 +22,7 @@
 #define KX_BODY_MAX            131072
 
 #define KX_DAY                 86400000
+#define KX_TIME_LEN            24
 #define KX_LAST_TIME           253402300799999ULL    /* the end of 9999 */
 
 #define KX_INSTALL_DOMAIN      "ngx_kontext install id 1"
@@ -114,12 +115,7 @@ static void kx_write(kx_writer_t *w, const void *p, size_t len);
 
 static unsigned kx_time_year(unsigned year);
 static unsigned kx_time_leap(unsigned year);
-static char *kx_time_digits(char *dst, unsigned n, unsigned width);
-
-
-static const unsigned char  kx_time_days[] = {
-    31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30
-};
+static inline char *kx_time_pair(char *dst, unsigned n);
 
 
 /* the strings of a request, up to an offset that is none */
@@ -560,14 +556,23 @@ static void
 kx_protocol_message(kx_json_writer_t *w, const kx_message_t *m,
     const kx_said_t *said, size_t max)
 {
-    char  time[32];
+    char             time[32];
+    kx_str_t         created;
+    const kx_str_t  *role;
+
+    static const kx_str_t  user = kx_string("user");
+    static const kx_str_t  assistant = kx_string("assistant");
 
     kx_protocol_time(time, m->created);
 
+    created.data = (unsigned char *) time;
+    created.len = KX_TIME_LEN;
+
+    role = (m->role == KX_ROLE_USER) ? &user : &assistant;
+
     kx_json_write_open(w, NULL, '{');
     kx_protocol_add(w, "id", &m->id);
-    kx_protocol_add_text(w, "role", (m->role == KX_ROLE_USER) ? "user"
-                                                              : "assistant");
+    kx_json_write_raw(w, "role", role);
 
     if (said->raw) {
         kx_json_write_raw(w, "content", &m->raw);
@@ -576,7 +581,7 @@ kx_protocol_message(kx_json_writer_t *w, const kx_message_t *m,
         kx_json_write_string(w, "content", &said->text, max);
     }
 
-    kx_protocol_add_text(w, "createdAt", time);
+    kx_json_write_raw(w, "createdAt", &created);
     kx_json_write_close(w, '}');
 }
 
@@ -1327,7 +1332,7 @@ void
 kx_protocol_time(char dst[32], uint64_t ms)
 {
     char      *p;
-    unsigned   day, msec, year, month, n;
+    unsigned   day, msec, year, month, leap;
 
     if (ms > KX_LAST_TIME) {
         ms = KX_LAST_TIME;
@@ -1346,33 +1351,32 @@ kx_protocol_time(char dst[32], uint64_t ms)
 
     day -= kx_time_year(year);
 
-    for (month = 1; month < 12; month++) {
-        n = kx_time_days[month - 1];
+    /* as if February had 30 days, months come every 367/12 days */
 
-        if (month == 2 && kx_time_leap(year)) {
-            n++;
-        }
+    leap = kx_time_leap(year);
 
-        if (day < n) {
-            break;
-        }
-
-        day -= n;
+    if (day >= 59 + leap) {
+        day += 2 - leap;
     }
 
-    p = kx_time_digits(dst, year, 4);
+    month = (12 * day + 373) / 367;
+    day -= (367 * month - 362) / 12;
+
+    p = kx_time_pair(dst, year / 100);
+    p = kx_time_pair(p, year % 100);
     *p++ = '-';
-    p = kx_time_digits(p, month, 2);
+    p = kx_time_pair(p, month);
     *p++ = '-';
-    p = kx_time_digits(p, day + 1, 2);
+    p = kx_time_pair(p, day + 1);
     *p++ = 'T';
-    p = kx_time_digits(p, msec / 3600000, 2);
+    p = kx_time_pair(p, msec / 3600000);
     *p++ = ':';
-    p = kx_time_digits(p, msec / 60000 % 60, 2);
+    p = kx_time_pair(p, msec / 60000 % 60);
     *p++ = ':';
-    p = kx_time_digits(p, msec / 1000 % 60, 2);
+    p = kx_time_pair(p, msec / 1000 % 60);
     *p++ = '.';
-    p = kx_time_digits(p, msec % 1000, 3);
+    *p++ = (char) ('0' + msec / 100 % 10);
+    p = kx_time_pair(p, msec % 100);
     *p++ = 'Z';
     *p = '\0';
 }
@@ -1397,17 +1401,13 @@ kx_time_leap(unsigned year)
 }
 
 
-static char *
-kx_time_digits(char *dst, unsigned n, unsigned width)
+static inline char *
+kx_time_pair(char *dst, unsigned n)
 {
-    unsigned  i;
+    dst[0] = (char) ('0' + n / 10);
+    dst[1] = (char) ('0' + n % 10);
 
-    for (i = width; i > 0; i--) {
-        dst[i - 1] = (char) ('0' + n % 10);
-        n /= 10;
-    }
-
-    return dst + width;
+    return dst + 2;
 }
 
 
