@@ -55,7 +55,7 @@ FUZZ := $(patsubst fuzz/%.c,%,$(wildcard fuzz/fuzz_*.c))
 
 
 .PHONY: all module unit fuzz test nginx-tests style lint test-asan \
-        test-valgrind test-versions install clean FORCE
+        test-valgrind test-versions coverage install clean FORCE
 .DELETE_ON_ERROR:
 
 # "make CFLAGS=..." is for this file: nginx's Makefile has its own, with its
@@ -234,6 +234,13 @@ test-valgrind: nginx-tests
 
 test-versions:
 	util/test-versions
+
+
+# lines and branches that the unit tests and t/ run
+
+coverage:
+	BUILD=$(BUILD) CC='$(CC)' PROVE_JOBS=$(PROVE_JOBS) \
+	    util/coverage $(filter-out t,$(T))
 
 
 # The same t/ with an nginx of our own under AddressSanitizer, where each
