@@ -6,7 +6,8 @@
 #
 # A Kontext ad server for the demo: checks what it is sent as strictly as the
 # protocol says, fills every preload with an ad that fits the last message,
-# and shows its frame.  The brands are made up.
+# and shows its frame, once, its full screen part, and where it leads.  The
+# brands are made up.
 
 use strict;
 use warnings;
@@ -44,7 +45,7 @@ my @ADS = (
     { words => qr/travel|trip|visit|lisbon|city|weekend/i, brand => 'Nightline',
       icon => '🚆', revenue => 0.0078, button => 'Check dates',
       title => 'Wake up in Lisbon',
-      text  => 'Sleeper trains across Europe from 49 €, bikes welcome.' },
+      text  => 'Sleeper trains across Europe from 49 €, bikes welcome.' },
     { words => qr/code|program|nginx|bug|python/i, brand => 'Tracewell',
       icon => '🔎', revenue => 0.0052, button => 'Start free',
       title => 'See every request, keep every millisecond',
@@ -389,128 +390,97 @@ sub html {
 }
 
 
-sub script {
-    my ($value) = @_;
-    my $text = JSON::PP->new->ascii->allow_nonref->encode($value);
+# a page of demo/creative with the values of @names@ put in
 
-    # neither the end of the script nor a comment may be in it
+sub page {
+    my ($request, $status, $name, %values) = @_;
+    my $html = file("$name.html");
 
-    $text =~ s/([<>&])/sprintf('\u%04x', ord $1)/ge;
+    $html =~ s/\@(\w+)\@/html($values{$1} \/\/ '')/ge;
+    utf8::encode($html);
 
-    return $text;
+    $request->respond($status, $html,
+        'Content-Type'            => 'text/html; charset=utf-8',
+        'Cache-Control'           => 'no-store',
+        'Referrer-Policy'         => 'no-referrer',
+        'X-Content-Type-Options'  => 'nosniff',
+        'Content-Security-Policy' => "default-src 'none'; style-src 'self'; "
+            . "script-src 'self'; img-src data:; base-uri 'none'; "
+            . "form-action 'none'");
+    note($request, $status);
 }
 
 
-sub frame {
+sub file {
+    my ($name) = @_;
+
+    open(my $fh, '<:encoding(UTF-8)', "$FindBin::Bin/creative/$name")
+        or die "$name: $!\n";
+    local $/;
+
+    return scalar <$fh>;
+}
+
+
+sub values_of {
     my ($request, $id) = @_;
-    my $bid = $bids{$id};
-
-    if (!$bid) {
-        $request->respond(404, { error => 'no such bid' });
-        note($request, 404);
-        return;
-    }
-
-    my $ad = $bid->{ad};
+    my $bid = $bids{$id} or return;
     my $theme = ($request->arg('theme') // '') =~ /(light|dark)/ ? $1 : 'auto';
-    my %text = map { $_ => html($ad->{$_}) } qw(brand icon title text button);
-    my $data = script({
+
+    return (
+        %{$bid->{ad}},
         id        => $id,
         code      => $bid->{code},
         messageId => $request->arg('messageId') // '',
-        content   => $ad->{title},
-    });
+        theme     => $theme,
+    );
+}
 
-    my $page = <<"END";
-<!DOCTYPE html>
-<html lang="en" data-theme="$theme">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Sponsored: $text{brand}</title>
-<style>
-:root { color-scheme: light dark; --ink: #1a1c20; --soft: #666c76;
-        --card: #fff; --edge: #e3e6ea; --mark: #3a5bd9; --glow: #eef2ff; }
-\@media (prefers-color-scheme: dark) {
-    :root:not([data-theme=light]) { --ink: #f1f3f6; --soft: #a3aab5;
-        --card: #1d2026; --edge: #343943; --mark: #8ea6ff; --glow: #262c3d; }
-}
-:root[data-theme=light] { color-scheme: light; }
-:root[data-theme=dark] { color-scheme: dark; --ink: #f1f3f6; --soft: #a3aab5;
-    --card: #1d2026; --edge: #343943; --mark: #8ea6ff; --glow: #262c3d; }
-* { box-sizing: border-box; margin: 0; }
-body { background: transparent; color: var(--ink); padding: 8px;
-       font: 15px/1.45 system-ui, -apple-system, "Segoe UI", Roboto,
-             sans-serif; }
-.ad { display: flex; flex-wrap: wrap; align-items: center; gap: 14px;
-      max-width: 560px; padding: 14px 16px; background: var(--card);
-      border: 1px solid var(--edge); border-radius: 14px; }
-.icon { flex: none; width: 52px; height: 52px; border-radius: 12px;
-        display: grid; place-items: center; font-size: 28px;
-        background: var(--glow); }
-.words { flex: 1 1 220px; min-width: 0; }
-.label { color: var(--soft); font-size: 12px; letter-spacing: .02em; }
-.label b { font-weight: 600; color: var(--ink); }
-h1 { font-size: 16px; line-height: 1.3; margin: 2px 0; }
-p { color: var(--soft); font-size: 14px; }
-a { flex: none; padding: 8px 14px; border-radius: 999px; font-weight: 600;
-    font-size: 14px; text-decoration: none; color: var(--card);
-    background: var(--mark); }
-a:focus-visible { outline: 2px solid var(--ink); outline-offset: 2px; }
-</style>
-</head>
-<body>
-<main class="ad">
-<div class="icon" aria-hidden="true">$text{icon}</div>
-<div class="words">
-<div class="label">Sponsored · <b>$text{brand}</b></div>
-<h1>$text{title}</h1>
-<p>$text{text}</p>
-</div>
-<a href="https://example.com/" target="_blank"
-   rel="sponsored noopener">$text{button}</a>
-</main>
-<script>
-var ad = $data;
-function tell(type, data) {
-    data.code = ad.code;
-    if (window.parent !== window) {
-        window.parent.postMessage({ type: type, data: data }, '*');
-    }
-}
-function size() {
-    tell('resize-iframe', { height: document.documentElement.offsetHeight });
-}
-addEventListener('message', function (e) {
-    if (e.source !== window.parent || !e.data
-        || e.data.type !== 'update-iframe') { return; }
-    var other = e.data.data && e.data.data.otherParams;
-    var theme = /light|dark/.exec(other && other.theme || '');
-    if (theme) { document.documentElement.dataset.theme = theme[0]; }
-    tell('show-iframe', {});
-    size();
-    tell('ad-done-iframe', { id: ad.id, content: ad.content });
-});
-addEventListener('resize', size);
-document.querySelector('a').addEventListener('click', function () {
-    tell('event-iframe', { name: 'ad.clicked', payload: { id: ad.id,
-        messageId: ad.messageId, content: ad.content, url: this.href,
-        format: 'text', area: 'button' } });
-});
-tell('init-iframe', {});
-</script>
-</body>
-</html>
-END
 
-    utf8::encode($page);
-    $request->respond(200, $page,
-        'Content-Type'  => 'text/html; charset=utf-8',
-        'Cache-Control' => 'no-store',
-        'Referrer-Policy' => 'no-referrer',
-        'Content-Security-Policy' => "default-src 'none'; "
-            . "style-src 'unsafe-inline'; script-src 'unsafe-inline'");
-    note($request, 200);
+# a bid is rendered once; who looks at the address in a tab renders nothing
+
+sub frame {
+    my ($request, $id) = @_;
+    my %values = values_of($request, $id);
+    my $embedded = ($request->header('Sec-Fetch-Dest') // '') eq 'iframe';
+
+    return page($request, 404, 'error', message => 'No such bid') if !%values;
+    return page($request, 200, 'error', message => 'Double render', %values)
+        if $embedded && $bids{$id}{rendered}++;
+
+    page($request, 200, 'inline', %values);
+}
+
+
+sub modal {
+    my ($request, $id) = @_;
+    my %values = values_of($request, $id);
+
+    return page($request, 404, 'error', message => 'No such bid') if !%values;
+
+    page($request, 200, 'modal', %values);
+}
+
+
+# where a click leads
+
+sub landing {
+    my ($request, $id) = @_;
+    my %values = values_of($request, $id);
+
+    page($request, %values ? 200 : 404, %values ? 'landing' : 'error',
+         message => 'No such bid', %values);
+}
+
+
+sub asset {
+    my ($request, $name, $type) = @_;
+    my $text = file($name);
+
+    utf8::encode($text);
+    $request->respond(200, $text, 'Content-Type' => "$type; charset=utf-8",
+                      'Cache-Control' => 'no-store',
+                      'X-Content-Type-Options' => 'nosniff');
 }
 
 
@@ -529,6 +499,19 @@ my %CALLS = (
     '/debug'   => \&report,
 );
 
+my %PAGES = (
+    'api/frame' => \&frame,
+    'api/modal' => \&modal,
+    'landing'   => \&landing,
+);
+
+my %ASSETS = (
+    '/creative/creative.css' => 'text/css',
+    '/creative/creative.js'  => 'text/javascript',
+);
+
+my $PAGE = qr{\A/(@{[join '|', keys %PAGES]})/($UUID)\z};
+
 Kontext::Demo::Server->run(
     port     => $port // 0,
     max_body => MAX_BODY,
@@ -540,12 +523,14 @@ Kontext::Demo::Server->run(
             return $request->respond(405, '', Allow => 'POST');
         }
 
-        if ($request->path =~ m{\A/api/frame/($UUID)\z}) {
-            my $id = $1;
+        if (my ($page, $rest) = $request->path =~ $PAGE) {
+            return $request->respond(405, '', Allow => 'GET, HEAD')
+                if $request->method !~ /\A(?:GET|HEAD)\z/;
+            return $PAGES{$page}->($request, $rest);
+        }
 
-            return frame($request, $id)
-                if $request->method =~ /\A(?:GET|HEAD)\z/;
-            return $request->respond(405, '', Allow => 'GET, HEAD');
+        if (my $type = $ASSETS{$request->path}) {
+            return asset($request, $request->path =~ s{.*/}{}r, $type);
         }
 
         $request->respond(404, { error => 'nothing here' });

@@ -34,6 +34,8 @@ $rate ||= RATE;
 # the first whose words are in the user's last message
 
 my @ANSWERS = (
+    [ qr/\bhello\b/i, "Hello!\n" ],
+
     [ qr/shoe|run|marathon|trainer/i, <<'END' ],
 For a first marathon, comfort beats speed. Look for **8–10 mm of drop**, plenty of cushioning and half a size more than your street shoes: feet swell on long runs.
 
@@ -57,7 +59,7 @@ Three days are perfect for Lisbon.
 - **Day 2:** Belém – the monastery at opening time, then pastéis de nata still warm.
 - **Day 3:** The train to Sintra; book the Pena Palace for the first slot.
 
-May and September are the best months: 22 °C and half the queues.
+May and September are the best months: 22 °C and half the queues.
 END
 
     [ qr/code|program|nginx|bug|python/i, <<'END' ],

@@ -26,6 +26,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include <cjson/cJSON.h>
+
 #include "core/chat/dialect.h"
 
 
@@ -892,6 +894,117 @@ fuzz_ad(fuzz_run_t *r, kx_conversation_t *cv)
 }
 
 
+typedef struct {
+    unsigned char  *pos;
+    unsigned char  *last;
+} fuzz_text_t;
+
+
+static inline void
+fuzz_text_sink(void *data, const unsigned char *p, size_t len)
+{
+    fuzz_text_t  *t = data;
+
+    check(len <= (size_t) (t->last - t->pos));
+    check(memcmp(t->pos, p, len) == 0);
+
+    t->pos += len;
+}
+
+
+/* a raw string that is sent on says what is visible, to any parser */
+
+static inline void
+fuzz_raw(const kx_conversation_t *cv, const kx_message_t *m)
+{
+    cJSON          *json;
+    unsigned        i;
+    kx_text_t       text;
+    fuzz_text_t     said;
+    unsigned char  *quoted;
+
+    quoted = malloc(m->raw.len + 3);
+    check(quoted != NULL);
+
+    quoted[0] = '"';
+    memcpy(quoted + 1, m->raw.data, m->raw.len);
+    quoted[m->raw.len + 1] = '"';
+    quoted[m->raw.len + 2] = '\0';
+
+    json = cJSON_ParseWithOpts((char *) quoted, NULL, 1);
+
+    check(cJSON_IsString(json));
+    check(strlen(json->valuestring) == m->content.len);
+
+    for (i = 0; i < KX_MAX_MESSAGES && i < cv->nhashes; i++) {
+        if (cv->kept[i].content.data + 1 == m->raw.data) {
+            break;
+        }
+    }
+
+    check(i < KX_MAX_MESSAGES && i < cv->nhashes);
+
+    said.pos = (unsigned char *) json->valuestring;
+    said.last = said.pos + m->content.len;
+
+    kx_text_init(&text, KX_TEXT_VISIBLE, fuzz_text_sink, &said);
+    cv->dialect->content(&cv->kept[i].content, kx_text_feed, &text);
+    kx_text_finish(&text);
+
+    check(said.pos == said.last);
+
+    cJSON_Delete(json);
+    free(quoted);
+}
+
+
+/* what is known of messages makes no difference */
+
+static inline void
+fuzz_memos(kx_conversation_t *cv, const kx_str_t *cid,
+    const kx_message_t *messages, unsigned n, const unsigned char *newest)
+{
+    unsigned              i, k, m;
+    kx_message_t          others[KX_MAX_MESSAGES];
+    unsigned char         other[KX_ID_LEN];
+    kx_memo_table_t       memos;
+    kx_conversation_t     again;
+    static unsigned char  mem[8 * KX_MEMO_SET * sizeof(kx_memo_t)];
+
+    memset(mem, 0, sizeof(mem));
+    kx_memo_init(&memos, mem, sizeof(mem));
+
+    for (k = 0; k < 2; k++) {
+        again = *cv;
+        again.memos = &memos;
+
+        m = kx_conversation_messages(&again, cid, others, other);
+
+        if (m == 0) {
+            check(fuzz_pool.left == 0);
+            return;
+        }
+
+        check(m == n && memcmp(other, newest, KX_ID_LEN) == 0);
+
+        for (i = 0; i < n; i++) {
+            check(others[i].role == messages[i].role);
+            check(others[i].content.len == messages[i].content.len);
+            check(others[i].id.len == messages[i].id.len);
+            check(memcmp(others[i].id.data, messages[i].id.data,
+                         others[i].id.len) == 0);
+            check(others[i].raw.data == messages[i].raw.data);
+            check(others[i].raw.len == messages[i].raw.len);
+
+            if (others[i].content.data) {
+                check(memcmp(others[i].content.data, messages[i].content.data,
+                             others[i].content.len) == 0);
+            }
+        }
+    }
+}
+
+
 static inline void
 fuzz_messages(kx_conversation_t *cv, size_t len)
 {
@@ -941,10 +1054,16 @@ fuzz_messages(kx_conversation_t *cv, size_t len)
         check(messages[i].content.len <= room);
 
         room -= messages[i].content.len;
+
+        if (messages[i].raw.len) {
+            fuzz_raw(cv, &messages[i]);
+        }
     }
 
     check(fuzz_pool.bytes <= FUZZ_MESSAGES * len
                              + n * (KX_MAX_IDENTITY + KX_MESSAGE_ID_LEN));
+
+    fuzz_memos(cv, &cid, messages, n, newest);
 
     fuzz_free(kept);
 }

@@ -67,6 +67,7 @@
 
 #define NGX_HTTP_KONTEXT_LATE_CALLS   256       /* of a worker, see ask.c */
 #define NGX_HTTP_KONTEXT_TURNS        256       /* marks of news */
+#define NGX_HTTP_KONTEXT_MEMO_SIZE    1048576   /* of a worker, see memo.h */
 #define NGX_HTTP_KONTEXT_PING         15000     /* ms, of an event stream */
 #define NGX_HTTP_KONTEXT_SLOTS        64        /* workers that can be woken */
 
@@ -151,6 +152,7 @@ typedef struct {
     ngx_uint_t                         used;       /* is it on anywhere? */
     ngx_uint_t                         api;        /* is there kontext_api? */
     ngx_array_t                        locations;  /* to be checked */
+    kx_memo_table_t                   *memos;      /* of the worker, or NULL */
 } ngx_http_kontext_main_conf_t;
 
 

@@ -1392,6 +1392,7 @@ ngx_http_kontext_postconfiguration(ngx_conf_t *cf)
 static ngx_int_t
 ngx_http_kontext_init_process(ngx_cycle_t *cycle)
 {
+    void                          *mem;
     ngx_http_kontext_main_conf_t  *kmcf;
 
     if (ngx_process != NGX_PROCESS_WORKER
@@ -1405,6 +1406,18 @@ ngx_http_kontext_init_process(ngx_cycle_t *cycle)
 
     if (kmcf == NULL || kmcf->zone == NULL) {
         return NGX_OK;
+    }
+
+    /* without memory for it every message is read each time */
+
+    kmcf->memos = ngx_palloc(cycle->pool, sizeof(kx_memo_table_t));
+    mem = ngx_pcalloc(cycle->pool, NGX_HTTP_KONTEXT_MEMO_SIZE);
+
+    if (kmcf->memos && mem) {
+        kx_memo_init(kmcf->memos, mem, NGX_HTTP_KONTEXT_MEMO_SIZE);
+
+    } else {
+        kmcf->memos = NULL;
     }
 
     return ngx_http_kontext_wake_init(cycle, kmcf->zone->data);

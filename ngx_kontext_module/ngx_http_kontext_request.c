@@ -570,6 +570,7 @@ ngx_http_kontext_analyse(ngx_http_kontext_ctx_t *ctx)
     /* nothing may look into the body any more */
 
     ctx->cv.scratch = NULL;
+    ctx->cv.memos = NULL;
     ctx->cv.kept = NULL;
     ngx_memzero(&ctx->cv.first, sizeof(kx_str_t));
 
@@ -717,6 +718,7 @@ ngx_http_kontext_understand(ngx_http_kontext_ctx_t *ctx, ngx_str_t *body,
     }
 
     ctx->cv.scratch = scratch;
+    ctx->cv.memos = ctx->conf->main->memos;
 
     reason = kx_conversation_scan(&ctx->cv, body->data, body->len);
 

@@ -288,7 +288,7 @@ chat_assert_text(chat_t *c, const char *text)
                                           strlen(body)),
                      KX_REASON_NONE);
 
-    n = kx_conversation_messages(&cv, &cid, said, newest);
+    n = chat_messages(&cv, &cid, said, newest);
 
     assert_int_equal(n, 2);
     assert_memory_equal(said[1].id.data, id, KX_MESSAGE_ID_LEN);

@@ -58,6 +58,73 @@ chat_free(chat_memory_t *m)
 }
 
 
+/*
+ * The messages of a conversation, all of them decoded.  They are the same
+ * where nothing is known of them, where they become known, and when they are.
+ */
+
+static inline unsigned
+chat_messages(kx_conversation_t *cv, const kx_str_t *cid,
+    kx_message_t *messages, unsigned char digest[KX_ID_LEN])
+{
+    unsigned              i, k, n, m;
+    uint64_t             *hashes;
+    kx_message_t          others[KX_MAX_MESSAGES];
+    unsigned char         other[KX_ID_LEN];
+    kx_memo_table_t       memos;
+    kx_conversation_t     again;
+    static unsigned char  mem[64 * KX_MEMO_SET * sizeof(kx_memo_t)];
+
+    memset(mem, 0, sizeof(mem));
+    kx_memo_init(&memos, mem, sizeof(mem));
+
+    again = *cv;
+    again.memos = &memos;
+
+    n = kx_conversation_messages(cv, cid, messages, digest);
+
+    hashes = malloc(cv->nhashes * sizeof(uint64_t) + 1);
+    assert_non_null(hashes);
+
+    if (cv->nhashes) {
+        memcpy(hashes, cv->hashes, cv->nhashes * sizeof(uint64_t));
+    }
+
+    for (i = 0; i < n; i++) {
+        assert_int_equal(kx_message_decode(&messages[i], cv->scratch), KX_OK);
+    }
+
+    for (k = 0; k < 3; k++) {
+        m = kx_conversation_messages(&again, cid, others, other);
+
+        assert_int_equal(m, n);
+
+        if (n) {
+            assert_memory_equal(other, digest, KX_ID_LEN);
+            assert_memory_equal(again.hashes, hashes,
+                                cv->nhashes * sizeof(uint64_t));
+        }
+
+        for (i = 0; i < n; i++) {
+            assert_int_equal(kx_message_decode(&others[i], cv->scratch),
+                             KX_OK);
+            assert_int_equal(others[i].role, messages[i].role);
+            assert_int_equal(others[i].content.len, messages[i].content.len);
+            assert_memory_equal(others[i].content.data,
+                                messages[i].content.data,
+                                messages[i].content.len);
+            assert_int_equal(others[i].id.len, messages[i].id.len);
+            assert_memory_equal(others[i].id.data, messages[i].id.data,
+                                messages[i].id.len);
+        }
+    }
+
+    free(hashes);
+
+    return n;
+}
+
+
 /* the samples lie beside the repository; without them nothing is proven */
 
 static inline unsigned char *

@@ -79,7 +79,7 @@ understand(const char *body)
         fail_msg("not understood: %s", body);
     }
 
-    n = kx_conversation_messages(&cv, &cid, messages, newest);
+    n = chat_messages(&cv, &cid, messages, newest);
 }
 
 
@@ -150,7 +150,7 @@ test_sample_request(void **state)
     p = chat_sample("ai-sdk-ui.request.json", &len);
 
     assert_int_equal(scan_len(p, len), KX_REASON_NONE);
-    n = kx_conversation_messages(&cv, &cid, messages, newest);
+    n = chat_messages(&cv, &cid, messages, newest);
 
     record = chat_expected("ai-sdk-ui.request.json", &root);
     record = cJSON_GetObjectItemCaseSensitive(record, "conversation");

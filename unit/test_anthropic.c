@@ -67,7 +67,7 @@ understand(const char *body)
         fail_msg("%s", body);
     }
 
-    n = kx_conversation_messages(&cv, &cid, messages, digest);
+    n = chat_messages(&cv, &cid, messages, digest);
 }
 
 
@@ -295,7 +295,7 @@ test_sample_request(void **state)
     p = chat_sample("anthropic.request.json", &len);
 
     assert_int_equal(scan_len(p, len), KX_REASON_NONE);
-    n = kx_conversation_messages(&cv, &cid, messages, digest);
+    n = chat_messages(&cv, &cid, messages, digest);
 
     record = chat_expected("anthropic.request.json", &root);
     record = cJSON_GetObjectItemCaseSensitive(record, "conversation");

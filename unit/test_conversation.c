@@ -42,7 +42,7 @@ understand(const char *body)
     unsigned char  digest[KX_ID_LEN];
 
     assert_int_equal(scan(body), KX_REASON_NONE);
-    n = kx_conversation_messages(&cv, &cid, messages, digest);
+    n = chat_messages(&cv, &cid, messages, digest);
 }
 
 
@@ -79,7 +79,7 @@ test_sample_request(void **state)
     p = chat_sample("openai-chat.request.json", &len);
 
     assert_int_equal(scan_len(p, len), KX_REASON_NONE);
-    n = kx_conversation_messages(&cv, &cid, messages, digest);
+    n = chat_messages(&cv, &cid, messages, digest);
 
     assert_int_equal(n, 3);
     assert_text(0, KX_ROLE_USER,
@@ -119,7 +119,7 @@ test_sample_tools_request(void **state)
     p = chat_sample("openai-chat-tools.request.json", &len);
 
     assert_int_equal(scan_len(p, len), KX_REASON_NONE);
-    n = kx_conversation_messages(&cv, &cid, messages, digest);
+    n = chat_messages(&cv, &cid, messages, digest);
 
     assert_int_equal(n, 3);
     assert_text(1, KX_ROLE_ASSISTANT,
@@ -505,7 +505,7 @@ test_last_thirty(void **state)
     assert_int_equal(scan(body), KX_REASON_NONE);
     assert_int_equal(cv.nhashes, 2001);
 
-    n = kx_conversation_messages(&cv, &cid, messages, digest);
+    n = chat_messages(&cv, &cid, messages, digest);
 
     assert_int_equal(n, KX_MAX_MESSAGES);
     assert_text(0, KX_ROLE_ASSISTANT, "m1971");
@@ -617,7 +617,7 @@ test_no_memory(void **state)
         memory.fail_at = i;
 
         switch (scan("{\"user\":\"u\",\"messages\":[{\"role\":\"user\","
-                     "\"content\":\"hi\"},{\"role\":\"user\",\"content\":"
+                     "\"content\":\"h\\ri\"},{\"role\":\"user\",\"content\":"
                      "\"ho\"}]}"))
         {
 

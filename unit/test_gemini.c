@@ -65,7 +65,7 @@ understand(const char *body)
         fail_msg("not understood: %s", body);
     }
 
-    n = kx_conversation_messages(&cv, &cid, messages, digest);
+    n = chat_messages(&cv, &cid, messages, digest);
 }
 
 
@@ -149,7 +149,7 @@ test_sample_request(void **state)
     p = chat_sample("gemini.request.json", &len);
 
     assert_int_equal(scan_len(STREAM, p, len), KX_REASON_NONE);
-    n = kx_conversation_messages(&cv, &cid, messages, digest);
+    n = chat_messages(&cv, &cid, messages, digest);
 
     record = chat_expected("gemini.request.json", &root);
     record = cJSON_GetObjectItemCaseSensitive(record, "conversation");

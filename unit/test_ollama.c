@@ -306,7 +306,7 @@ test_sample_requests(void **state)
         p = chat_sample(cases[i].name, &len);
 
         assert_int_equal(scan_len(cases[i].path, p, len), KX_REASON_NONE);
-        n = kx_conversation_messages(&cv, &cid, messages, digest);
+        n = chat_messages(&cv, &cid, messages, digest);
 
         record = chat_expected(cases[i].name, &root);
         record = cJSON_GetObjectItemCaseSensitive(record, "conversation");
@@ -509,7 +509,7 @@ test_last_duplicate_wins(void **state)
                           "\"role\":\"user\",\"content\":\"a\","
                           "\"content\":\"b\"}]}"),
                      KX_REASON_NONE);
-    n = kx_conversation_messages(&cv, &cid, messages, digest);
+    n = chat_messages(&cv, &cid, messages, digest);
 
     assert_int_equal(n, 1);
     assert_text(0, KX_ROLE_USER, "b");

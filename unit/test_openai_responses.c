@@ -1454,7 +1454,7 @@ understand(const char *body)
         fail_msg("%s: %.200s", (char *) kx_reason_name(reason)->data, body);
     }
 
-    nmessages = kx_conversation_messages(&chat.cv, &cid, messages, digest);
+    nmessages = chat_messages(&chat.cv, &cid, messages, digest);
 }
 
 

@@ -29,6 +29,16 @@ typedef struct {
 } kx_message_text_t;
 
 
+/* what is known of a message that is sent */
+
+typedef struct {
+    kx_memo_t        memo;
+    unsigned         has_sha:1;
+    unsigned         known:1;        /* there is no need to keep the memo */
+    unsigned char    sha[KX_SHA256_LEN];
+} kx_reading_t;
+
+
 /* how the canonical text of a message begins */
 
 typedef struct {
@@ -63,21 +73,29 @@ static void kx_conversation_open(void *data, const unsigned char *p,
     size_t len);
 static void kx_conversation_settle(kx_conversation_t *cv,
     const kx_kept_t *kept);
+static uint64_t kx_conversation_tag(const kx_conversation_t *cv,
+    const kx_kept_t *kept);
+static uint64_t kx_conversation_owner(const kx_conversation_t *cv,
+    const kx_str_t *conversation_id);
 static void kx_conversation_mix(void *data, const unsigned char *p,
     size_t len);
-static int kx_conversation_room(kx_conversation_t *cv, kx_room_t *room,
-    uint32_t n);
+static int kx_conversation_room(kx_conversation_t *cv, kx_room_t *room);
 static void kx_conversation_ordinals(const kx_conversation_t *cv,
     uint32_t ordinals[KX_MAX_MESSAGES]);
 static kx_ordinal_t *kx_conversation_ordinal(kx_ordinal_t *table,
     uint64_t hash);
 static int kx_conversation_id(kx_conversation_t *cv,
     const kx_str_t *conversation_id, const kx_kept_t *kept, uint32_t ordinal,
-    const unsigned char sha[KX_SHA256_LEN], kx_str_t *id,
-    unsigned char digest[KX_ID_LEN]);
+    kx_reading_t *rd, kx_str_t *id, unsigned char digest[KX_ID_LEN]);
+static void kx_conversation_made_id(kx_conversation_t *cv,
+    const kx_str_t *conversation_id, const kx_kept_t *kept, uint32_t ordinal,
+    kx_reading_t *rd, unsigned char digest[KX_ID_LEN]);
+static int kx_conversation_read(kx_conversation_t *cv, const kx_kept_t *kept,
+    kx_reading_t *rd, kx_message_t *m, kx_room_t *room, size_t max);
+static unsigned kx_conversation_plain(kx_conversation_t *cv,
+    const kx_kept_t *kept, kx_reading_t *rd, kx_message_t *m, size_t max);
 static int kx_conversation_text(kx_conversation_t *cv, const kx_kept_t *kept,
-    kx_str_t *text, kx_room_t *room, size_t max,
-    unsigned char sha[KX_SHA256_LEN]);
+    kx_reading_t *rd, kx_str_t *text, kx_room_t *room, size_t max);
 static unsigned kx_conversation_try(kx_conversation_t *cv,
     const kx_kept_t *kept, kx_message_text_t *mt);
 static void kx_message_feed(void *data, const unsigned char *p, size_t len);
@@ -397,8 +415,22 @@ kx_conversation_open(void *data, const unsigned char *p, size_t len)
 static void
 kx_conversation_settle(kx_conversation_t *cv, const kx_kept_t *kept)
 {
-    kx_mix_t   mix;
-    kx_text_t  text;
+    kx_mix_t          mix;
+    kx_memo_t         memo;
+    kx_text_t         text;
+    const kx_memo_t  *known;
+
+    memset(&memo, 0, sizeof(kx_memo_t));
+
+    if (cv->memos) {
+        memo.tag = kx_conversation_tag(cv, kept);
+        known = kx_memo_find(cv->memos, memo.tag);
+
+        if (known) {
+            cv->hashes[kept->index] = known->hash;
+            return;
+        }
+    }
 
     kx_conversation_hash(cv, &mix, kept->role);
     kx_text_init(&text, KX_TEXT_CANONICAL, kx_conversation_mix, &mix);
@@ -406,7 +438,50 @@ kx_conversation_settle(kx_conversation_t *cv, const kx_kept_t *kept)
     cv->dialect->content(&kept->content, kx_text_feed, &text);
     kx_text_finish(&text);
 
-    cv->hashes[kept->index] = kx_mix_final(&mix);
+    memo.hash = kx_mix_final(&mix);
+
+    cv->hashes[kept->index] = memo.hash;
+
+    if (cv->memos) {
+        kx_memo_put(cv->memos, &memo);
+    }
+}
+
+
+/* what a memo is known by: the same bytes are the same text in a dialect */
+
+static uint64_t
+kx_conversation_tag(const kx_conversation_t *cv, const kx_kept_t *kept)
+{
+    uint64_t   tag, head[2];
+    kx_mix_t   mix;
+
+    head[0] = (uint64_t) kept->role;
+    head[1] = (uint64_t) (uintptr_t) cv->dialect;
+
+    kx_mix_init(&mix, cv->key);
+    kx_mix_update(&mix, head, sizeof(head));
+    kx_mix_update(&mix, kept->content.data, kept->content.len);
+
+    tag = kx_mix_final(&mix);
+
+    return tag ? tag : 1;
+}
+
+
+static uint64_t
+kx_conversation_owner(const kx_conversation_t *cv,
+    const kx_str_t *conversation_id)
+{
+    uint64_t   owner;
+    kx_mix_t   mix;
+
+    kx_mix_init(&mix, cv->key);
+    kx_mix_update(&mix, conversation_id->data, conversation_id->len);
+
+    owner = kx_mix_final(&mix);
+
+    return owner ? owner : 1;
 }
 
 
@@ -571,22 +646,21 @@ kx_conversation_messages(kx_conversation_t *cv,
     const kx_str_t *conversation_id, kx_message_t *messages,
     unsigned char digest[KX_ID_LEN])
 {
-    int                  rc;
-    size_t               max;
-    uint32_t             i, n, first, sent, ordinals[KX_MAX_MESSAGES];
-    kx_str_t             text;
-    kx_room_t            room;
-    kx_message_t        *m;
-    unsigned char        sha[KX_MAX_MESSAGES][KX_SHA256_LEN];
-    const kx_kept_t     *kept;
+    int               rc;
+    size_t            max;
+    uint32_t          i, n, first, sent, ordinals[KX_MAX_MESSAGES];
+    uint64_t          owner;
+    kx_room_t         room;
+    kx_reading_t     *rd, readings[KX_MAX_MESSAGES];
+    kx_message_t     *m;
+    const kx_kept_t  *kept;
 
     n = cv->nhashes;
     first = (n < KX_MAX_MESSAGES) ? 0 : n - KX_MAX_MESSAGES;
     sent = n;
 
-    if (kx_conversation_room(cv, &room, n - first) != KX_OK) {
-        return 0;
-    }
+    room.pos = NULL;
+    room.end = NULL;
 
     max = KX_MAX_CONTENT;
 
@@ -598,8 +672,11 @@ kx_conversation_messages(kx_conversation_t *cv,
             continue;
         }
 
-        rc = kx_conversation_text(cv, kept, &text, &room, max,
-                                  sha[kept->index % KX_MAX_MESSAGES]);
+        m = &messages[sent - 1 - first];
+
+        rc = kx_conversation_read(cv, kept,
+                                  &readings[kept->index % KX_MAX_MESSAGES],
+                                  m, &room, max);
 
         if (rc == KX_ERROR) {
             return 0;
@@ -612,12 +689,10 @@ kx_conversation_messages(kx_conversation_t *cv,
             continue;
         }
 
-        m = &messages[--sent - first];
-
         m->role = kept->role;
-        m->content = text;
+        sent--;
 
-        max = (rc == KX_OK) ? max - text.len : 0;
+        max = (rc == KX_OK) ? max - m->content.len : 0;
     }
 
     n -= sent;
@@ -625,16 +700,27 @@ kx_conversation_messages(kx_conversation_t *cv,
 
     kx_conversation_ordinals(cv, ordinals);
 
+    owner = cv->memos ? kx_conversation_owner(cv, conversation_id) : 0;
+
     for (i = 0; i < n; i++) {
         kept = &cv->kept[(sent + i) % KX_MAX_MESSAGES];
+        rd = &readings[kept->index % KX_MAX_MESSAGES];
+
+        if (rd->memo.owner != owner) {
+            rd->memo.owner = owner;
+            rd->memo.ordinal = 0;
+        }
 
         if (kx_conversation_id(cv, conversation_id, kept,
-                               ordinals[kept->index % KX_MAX_MESSAGES],
-                               sha[kept->index % KX_MAX_MESSAGES],
+                               ordinals[kept->index % KX_MAX_MESSAGES], rd,
                                &messages[i].id, digest)
             != KX_OK)
         {
             return 0;
+        }
+
+        if (cv->memos && !rd->known) {
+            kx_memo_put(cv->memos, &rd->memo);
         }
     }
 
@@ -642,14 +728,15 @@ kx_conversation_messages(kx_conversation_t *cv,
 }
 
 
-/* for the texts of the last n messages, as long as they are well-formed */
+/* for the texts of the last messages, as long as they are well-formed */
 
 static int
-kx_conversation_room(kx_conversation_t *cv, kx_room_t *room, uint32_t n)
+kx_conversation_room(kx_conversation_t *cv, kx_room_t *room)
 {
     size_t    size;
-    uint32_t  i;
+    uint32_t  i, n;
 
+    n = (cv->nhashes < KX_MAX_MESSAGES) ? cv->nhashes : KX_MAX_MESSAGES;
     size = 1;
 
     for (i = 0; i < n && size < KX_MAX_CONTENT; i++) {
@@ -724,8 +811,7 @@ kx_conversation_ordinal(kx_ordinal_t *table, uint64_t hash)
 
 static int
 kx_conversation_id(kx_conversation_t *cv, const kx_str_t *conversation_id,
-    const kx_kept_t *kept, uint32_t ordinal,
-    const unsigned char sha[KX_SHA256_LEN], kx_str_t *id,
+    const kx_kept_t *kept, uint32_t ordinal, kx_reading_t *rd, kx_str_t *id,
     unsigned char digest[KX_ID_LEN])
 {
     ssize_t         n;
@@ -750,7 +836,7 @@ kx_conversation_id(kx_conversation_t *cv, const kx_str_t *conversation_id,
         return KX_OK;
     }
 
-    kx_message_digest(digest, conversation_id, kept->role, sha, ordinal);
+    kx_conversation_made_id(cv, conversation_id, kept, ordinal, rd, digest);
     kx_message_id(p, digest);
 
     id->len = KX_MESSAGE_ID_LEN;
@@ -759,19 +845,179 @@ kx_conversation_id(kx_conversation_t *cv, const kx_str_t *conversation_id,
 }
 
 
+static void
+kx_conversation_made_id(kx_conversation_t *cv,
+    const kx_str_t *conversation_id, const kx_kept_t *kept, uint32_t ordinal,
+    kx_reading_t *rd, unsigned char digest[KX_ID_LEN])
+{
+    kx_text_t    text;
+    kx_sha256_t  sha;
+
+    if (rd->memo.ordinal == ordinal) {
+        memcpy(digest, rd->memo.digest, KX_ID_LEN);
+        return;
+    }
+
+    if (!rd->has_sha) {
+        kx_sha256_init(&sha);
+        kx_text_init(&text, KX_TEXT_CANONICAL, kx_conversation_sha, &sha);
+
+        cv->dialect->content(&kept->content, kx_text_feed, &text);
+
+        kx_text_finish(&text);
+        kx_sha256_final(&sha, rd->sha);
+    }
+
+    kx_message_digest(digest, conversation_id, kept->role, rd->sha, ordinal);
+
+    rd->memo.ordinal = ordinal;
+    memcpy(rd->memo.digest, digest, KX_ID_LEN);
+
+    rd->known = 0;
+}
+
+
 /*
- * The text of a message, of max bytes at most, and the hashes of all of it.
- * KX_DECLINED: the text was cut.
+ * The text of a message, of max bytes at most, and its hashes.  KX_DECLINED:
+ * the text was cut.
  */
 
 static int
+kx_conversation_read(kx_conversation_t *cv, const kx_kept_t *kept,
+    kx_reading_t *rd, kx_message_t *m, kx_room_t *room, size_t max)
+{
+    int               rc;
+    uint64_t          tag;
+    const kx_memo_t  *known;
+
+    tag = 0;
+    known = NULL;
+
+    if (cv->memos) {
+        tag = kx_conversation_tag(cv, kept);
+        known = kx_memo_find(cv->memos, tag);
+    }
+
+    m->raw.len = 0;
+    m->raw.data = NULL;
+
+    rd->has_sha = 0;
+
+    if (known && known->text && known->raw && known->len <= max) {
+        rd->memo = *known;
+        rd->known = 1;
+
+        cv->hashes[kept->index] = known->hash;
+
+        m->raw.data = kept->content.data + 1;
+        m->raw.len = kept->content.len - 2;
+        m->content.data = NULL;
+        m->content.len = known->len;
+
+        return KX_OK;
+    }
+
+    memset(&rd->memo, 0, sizeof(kx_memo_t));
+
+    rd->memo.tag = tag;
+    rd->known = 0;
+
+    rc = KX_OK;
+
+    if (!kx_conversation_plain(cv, kept, rd, m, max)) {
+        rc = kx_conversation_text(cv, kept, rd, &m->content, room, max);
+    }
+
+    rd->has_sha = (rc != KX_ERROR);
+
+    cv->hashes[kept->index] = rd->memo.hash;
+
+    return rc;
+}
+
+
+/* a text whose raw string can be sent as it is */
+
+static unsigned
+kx_conversation_plain(kx_conversation_t *cv, const kx_kept_t *kept,
+    kx_reading_t *rd, kx_message_t *m, size_t max)
+{
+    ssize_t            n;
+    kx_str_t           raw;
+    kx_message_text_t  mt;
+
+    raw = kept->content;
+
+    if (raw.len < 2 || raw.data[0] != '"' || raw.data[raw.len - 1] != '"') {
+        return 0;
+    }
+
+    raw.data++;
+    raw.len -= 2;
+
+    n = kx_json_clean(&raw);
+
+    if (n < 0 || (size_t) n > max) {
+        return 0;
+    }
+
+    kx_sha256_init(&mt.sha);
+    kx_conversation_hash(cv, &mt.mix, kept->role);
+    kx_text_init(&mt.canonical, KX_TEXT_CANONICAL, kx_message_canonical, &mt);
+
+    cv->dialect->content(&kept->content, kx_text_feed, &mt.canonical);
+
+    kx_text_finish(&mt.canonical);
+
+    if (mt.canonical.block_seen) {
+        return 0;
+    }
+
+    kx_sha256_final(&mt.sha, rd->sha);
+
+    rd->memo.hash = kx_mix_final(&mt.mix);
+    rd->memo.len = (uint32_t) n;
+    rd->memo.raw = 1;
+    rd->memo.text = 1;
+
+    m->raw = raw;
+    m->content.data = NULL;
+    m->content.len = (size_t) n;
+
+    return 1;
+}
+
+
+int
+kx_message_decode(kx_message_t *m, const kx_pool_t *pool)
+{
+    if (m->content.data || m->content.len == 0) {
+        return KX_OK;
+    }
+
+    m->content.data = pool->alloc(pool->data, m->content.len);
+    if (m->content.data == NULL) {
+        return KX_ERROR;
+    }
+
+    return (kx_json_copy(&m->raw, m->content.data, m->content.len)
+            == (ssize_t) m->content.len) ? KX_OK : KX_ERROR;
+}
+
+
+/* any text, decoded */
+
+static int
 kx_conversation_text(kx_conversation_t *cv, const kx_kept_t *kept,
-    kx_str_t *text, kx_room_t *room, size_t max,
-    unsigned char sha[KX_SHA256_LEN])
+    kx_reading_t *rd, kx_str_t *text, kx_room_t *room, size_t max)
 {
     size_t             size;
     unsigned char     *p;
     kx_message_text_t  mt;
+
+    if (room->pos == NULL && kx_conversation_room(cv, room) != KX_OK) {
+        return KX_ERROR;
+    }
 
     p = room->pos;
     size = (size_t) (room->end - p);
@@ -800,8 +1046,8 @@ kx_conversation_text(kx_conversation_t *cv, const kx_kept_t *kept,
         (void) kx_conversation_try(cv, kept, &mt);
     }
 
-    kx_sha256_final(&mt.sha, sha);
-    cv->hashes[kept->index] = kx_mix_final(&mt.mix);
+    kx_sha256_final(&mt.sha, rd->sha);
+    rd->memo.hash = kx_mix_final(&mt.mix);
 
     if (mt.cut) {
 

@@ -15,6 +15,7 @@
 #include "content.h"
 #include "hash.h"
 #include "json_scan.h"
+#include "memo.h"
 #include "protocol.h"
 #include "reason.h"
 #include "text.h"
@@ -57,6 +58,7 @@ struct kx_conversation_s {
     const kx_dialect_t  *dialect;
     const kx_pool_t     *pool;
     const kx_pool_t     *scratch;    /* what is not needed with the answer */
+    kx_memo_table_t     *memos;      /* of the process, or NULL */
     unsigned char        key[KX_SIP_KEY_LEN];
 
     kx_identity_t        user;
@@ -92,7 +94,7 @@ struct kx_conversation_s {
  * KX_SIP_KEY_LEN bytes that texts are compared with, pool is where hashes and
  * identities go.  It also is scratch, where messages and their texts go, until
  * the caller sets another one, which needs to last until the last call that
- * takes cv, but for those about answers.
+ * takes cv, but for those about answers.  The caller may set memos, too.
  */
 void kx_conversation_init(kx_conversation_t *cv, const kx_dialect_t *dialect,
     const kx_str_t *path, const unsigned char *key, const kx_pool_t *pool);
@@ -107,7 +109,8 @@ kx_reason_e kx_conversation_scan(kx_conversation_t *cv,
 
 /*
  * Makes the messages of an ad call, and is to be called once: the last ones,
- * oldest first, with their ids and visible texts; created is left alone.
+ * oldest first, with their ids and visible texts, as raw strings where these
+ * say the same; created is left alone.
  * KX_MAX_CONTENT bytes of text at most: older messages that do not fit are
  * left out, a newest one that does not is cut.  digest is that of the newest
  * message.  messages has room for KX_MAX_MESSAGES.  Returns their number, 0
@@ -116,6 +119,13 @@ kx_reason_e kx_conversation_scan(kx_conversation_t *cv,
 unsigned kx_conversation_messages(kx_conversation_t *cv,
     const kx_str_t *conversation_id, kx_message_t *messages,
     unsigned char digest[KX_ID_LEN]);
+
+/*
+ * Sees to it that the content of a message has data, for those who want to
+ * read it: what has been left a raw string is decoded into memory of pool.
+ * KX_OK, or KX_ERROR (no memory).
+ */
+int kx_message_decode(kx_message_t *m, const kx_pool_t *pool);
 
 /*
  * Makes the digest of a conversation id for a request that has none: of the

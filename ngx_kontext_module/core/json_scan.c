@@ -64,6 +64,8 @@ static int kx_json_bad(kx_json_t *j);
 static void kx_json_equal_sink(void *data, const unsigned char *p,
     size_t len);
 static void kx_json_copy_sink(void *data, const unsigned char *p, size_t len);
+static const unsigned char *kx_json_clean_escape(const unsigned char *p,
+    const unsigned char *last, size_t *n);
 static const unsigned char *kx_decode_plain(kx_gather_t *g,
     const unsigned char *p, const unsigned char *last);
 static const unsigned char *kx_decode_escape(kx_decode_t *d, kx_gather_t *g,
@@ -661,6 +663,117 @@ kx_json_copy_sink(void *data, const unsigned char *p, size_t len)
 
     copy->pos += len;
     copy->left -= len;
+}
+
+
+ssize_t
+kx_json_clean(const kx_str_t *raw)
+{
+    size_t                n;
+    const unsigned char  *p, *start, *last;
+
+#ifdef __SSE2__
+
+    int                   found;
+    __m128i               v, slash, control;
+
+    slash = _mm_set1_epi8('\\');
+    control = _mm_set1_epi8(0x1f);
+
+#endif
+
+    n = 0;
+    p = raw->data;
+    last = raw->len ? p + raw->len : p;
+
+    while (p < last) {
+
+#ifdef __SSE2__
+
+        if (last - p >= 16) {
+            v = _mm_loadu_si128((const __m128i *) p);
+
+            found = _mm_movemask_epi8(
+                        _mm_or_si128(_mm_or_si128(_mm_cmpeq_epi8(v, slash),
+                                     _mm_cmpeq_epi8(_mm_min_epu8(v, control),
+                                                    v)), v));
+
+            if (found == 0) {
+                n += 16;
+                p += 16;
+                continue;
+            }
+
+            n += (size_t) __builtin_ctz((unsigned) found);
+            p += __builtin_ctz((unsigned) found);
+        }
+
+#endif
+
+        if (*p == '\\') {
+            p = kx_json_clean_escape(p + 1, last, &n);
+
+            if (p == NULL) {
+                return -1;
+            }
+
+            continue;
+        }
+
+        if (*p < 0x20) {
+            return -1;
+        }
+
+        start = p;
+
+        if (kx_utf8_read(&p, last) == KX_BAD_UTF8) {
+            return -1;
+        }
+
+        n += (size_t) (p - start);
+    }
+
+    return (ssize_t) n;
+}
+
+
+/* p is after the backslash; the place after the escape, or NULL */
+
+static const unsigned char *
+kx_json_clean_escape(const unsigned char *p, const unsigned char *last,
+    size_t *n)
+{
+    uint32_t  unit;
+
+    if (p == last || *p == 'r') {
+        return NULL;
+    }
+
+    if (*p != 'u') {
+        *n += 1;
+        return kx_escapes[*p] ? p + 1 : NULL;
+    }
+
+    p = kx_decode_unit(p + 1, last, &unit);
+
+    if (unit == 0 || unit == '\r' || unit == KX_REPLACEMENT) {
+        return NULL;
+    }
+
+    if (unit < 0xd800 || unit > 0xdfff) {
+        *n += (unit < 0x80) ? 1 : (unit < 0x800) ? 2 : 3;
+        return p;
+    }
+
+    if (unit >= 0xdc00 || last - p < 6 || p[0] != '\\' || p[1] != 'u') {
+        return NULL;
+    }
+
+    p = kx_decode_unit(p + 2, last, &unit);
+
+    *n += 4;
+
+    return (unit >= 0xdc00 && unit <= 0xdfff) ? p : NULL;
 }
 
 

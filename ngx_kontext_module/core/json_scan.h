@@ -130,6 +130,14 @@ void kx_decode(kx_decode_t *d, const kx_str_t *raw, kx_sink_pt sink,
 void kx_decode_finish(kx_decode_t *d, kx_sink_pt sink, void *data);
 
 /*
+ * The length of a raw string once it is decoded, or -1 when the two are not
+ * quite the same: it has a control character, a CR as an escape, a zero byte,
+ * a bad escape, a lone surrogate, or is ill-formed UTF-8.  A string that is
+ * clean can be sent on as it is.
+ */
+ssize_t kx_json_clean(const kx_str_t *raw);
+
+/*
  * Reads a character of UTF-8 at *pos, which is before last, and goes on after
  * it.  KX_BAD_UTF8: an ill-formed one, of which as much is taken as one U+FFFD
  * stands for: the longest start of a character that could still be

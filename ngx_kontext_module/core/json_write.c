@@ -211,6 +211,28 @@ kx_json_write_string(kx_json_writer_t *w, const char *name, const kx_str_t *s,
 }
 
 
+void
+kx_json_write_raw(kx_json_writer_t *w, const char *name, const kx_str_t *raw)
+{
+    unsigned char  *p;
+
+    kx_json_write_name(w, name);
+
+    if (kx_json_write_room(w, raw->len + 2) != KX_OK) {
+        return;
+    }
+
+    p = w->pos;
+
+    *p++ = '"';
+    memcpy(p, raw->data, raw->len);
+    p += raw->len;
+    *p++ = '"';
+
+    w->pos = p;
+}
+
+
 /*
  * Writes up to the first byte that cannot stand as it is, or as much as there
  * is room for; returns how many.

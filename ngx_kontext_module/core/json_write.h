@@ -44,6 +44,10 @@ void kx_json_write_close(kx_json_writer_t *w, char bracket);
 void kx_json_write_string(kx_json_writer_t *w, const char *name,
     const kx_str_t *s, size_t max);
 
+/* Writes a raw string that kx_json_clean() was pleased with. */
+void kx_json_write_raw(kx_json_writer_t *w, const char *name,
+    const kx_str_t *raw);
+
 /* Writes a finite number. */
 void kx_json_write_number(kx_json_writer_t *w, const char *name, double n);
 

@@ -406,7 +406,8 @@ kx_protocol_size(const kx_ad_request_t *r)
     size = KX_BODY_SIZE;
 
     for (i = 0; i < r->nmessages; i++) {
-        size += KX_BODY_MESSAGE + r->messages[i].content.len
+        size += KX_BODY_MESSAGE + r->messages[i].raw.len
+                + r->messages[i].content.len
                 + r->messages[i].content.len / 8;
     }
 
@@ -437,7 +438,7 @@ kx_protocol_messages(kx_json_writer_t *w, const kx_ad_request_t *r)
             continue;
         }
 
-        len = kx_json_write_len(&m->content);
+        len = m->raw.len ? m->content.len : kx_json_write_len(&m->content);
 
         if (len > left) {
 
@@ -481,7 +482,14 @@ kx_protocol_message(kx_json_writer_t *w, const kx_message_t *m, size_t max)
     kx_protocol_add(w, "id", &m->id);
     kx_protocol_add_text(w, "role", (m->role == KX_ROLE_USER) ? "user"
                                                               : "assistant");
-    kx_json_write_string(w, "content", &m->content, max);
+
+    if (m->raw.len) {
+        kx_json_write_raw(w, "content", &m->raw);
+
+    } else {
+        kx_json_write_string(w, "content", &m->content, max);
+    }
+
     kx_protocol_add_text(w, "createdAt", time);
     kx_json_write_close(w, '}');
 }

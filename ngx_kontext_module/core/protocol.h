@@ -32,6 +32,12 @@ typedef struct {
     kx_role_e            role;
     kx_str_t             id;
     kx_str_t             content;    /* UTF-8 */
+
+    /* the same as a JSON string without its quotes, which is sent as it is
+       if it is given; then content has a length of KX_MAX_CONTENT at most,
+       and need not have data */
+    kx_str_t             raw;
+
     uint64_t             created;    /* ms since the epoch */
 } kx_message_t;
 

@@ -207,6 +207,7 @@ kx_text_tag(kx_text_t *t, const unsigned char *p, const unsigned char *last)
 
         if (++t->matched == tag->len) {
             t->block = t->tag;
+            t->block_seen = 1;
             t->matched = 0;
             t->skip = (t->out == 0);
             break;

@@ -38,6 +38,7 @@ typedef struct {
     unsigned         space:1;    /* white space waits for what follows */
     unsigned         cr:1;       /* the last byte was a CR */
     unsigned         skip:1;     /* drop white space: a block opened it */
+    unsigned         block_seen:1;
     size_t           out;        /* bytes given to the sink so far */
     kx_sink_pt       sink;
     void            *data;

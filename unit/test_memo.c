@@ -1,0 +1,355 @@
+/*
+ * Copyright (C) the ngx_http_kontext_module authors
+ *
+ * What is known of messages: it is found again, never for another one, and
+ * makes no difference to what is sent.
+ */
+
+
+#include "chat.h"
+#include "core/memo.h"
+
+
+#define SETS  8
+
+
+static const unsigned char  key[] = "0123456789abcdef";
+
+static unsigned char      mem[SETS * KX_MEMO_SET * sizeof(kx_memo_t)];
+static kx_memo_table_t    memos;
+static chat_memory_t      memory;
+static kx_pool_t          pool = { chat_alloc, &memory };
+static kx_conversation_t  cv;
+static kx_message_t       messages[KX_MAX_MESSAGES];
+static unsigned char      digest[KX_ID_LEN];
+
+
+static int
+setup(void **state)
+{
+    (void) state;
+
+    memset(mem, 0, sizeof(mem));
+    kx_memo_init(&memos, mem, sizeof(mem));
+
+    return 0;
+}
+
+
+static int
+teardown(void **state)
+{
+    (void) state;
+
+    chat_free(&memory);
+
+    return 0;
+}
+
+
+static unsigned
+read_all(const kx_dialect_t *dialect, const char *cid, const char *body)
+{
+    kx_str_t  id, path = kx_string("/");
+
+    id.data = (unsigned char *) cid;
+    id.len = strlen(cid);
+
+    kx_conversation_init(&cv, dialect, &path, key, &pool);
+    cv.memos = &memos;
+
+    assert_int_equal(kx_conversation_scan(&cv, (const unsigned char *) body,
+                                          strlen(body)),
+                     KX_REASON_NONE);
+
+    return kx_conversation_messages(&cv, &id, messages, digest);
+}
+
+
+static void
+a_memo_is_found_by_its_tag(void **state)
+{
+    kx_memo_t         memo;
+    const kx_memo_t  *found;
+
+    (void) state;
+
+    memset(&memo, 0, sizeof(kx_memo_t));
+
+    assert_null(kx_memo_find(&memos, 7));
+
+    memo.tag = 7;
+    memo.hash = 70;
+    kx_memo_put(&memos, &memo);
+
+    memo.tag = 7 + SETS;
+    memo.hash = 71;
+    kx_memo_put(&memos, &memo);
+
+    found = kx_memo_find(&memos, 7);
+    assert_non_null(found);
+    assert_int_equal(found->hash, 70);
+
+    found = kx_memo_find(&memos, 7 + SETS);
+    assert_non_null(found);
+    assert_int_equal(found->hash, 71);
+
+    assert_null(kx_memo_find(&memos, 8));
+}
+
+
+static void
+a_memo_replaces_the_one_with_its_tag(void **state)
+{
+    unsigned   i, n;
+    kx_memo_t  memo;
+
+    (void) state;
+
+    memset(&memo, 0, sizeof(kx_memo_t));
+
+    memo.tag = 7;
+    kx_memo_put(&memos, &memo);
+
+    memo.hash = 1;
+    kx_memo_put(&memos, &memo);
+
+    assert_int_equal(kx_memo_find(&memos, 7)->hash, 1);
+
+    for (i = 0, n = 0; i < SETS * KX_MEMO_SET; i++) {
+        n += (memos.memos[i].tag == 7);
+    }
+
+    assert_int_equal(n, 1);
+}
+
+
+static void
+old_memos_give_way_to_new_ones(void **state)
+{
+    unsigned   i, found;
+    kx_memo_t  memo;
+
+    (void) state;
+
+    memset(&memo, 0, sizeof(kx_memo_t));
+
+    for (i = 1; i <= 1000; i++) {
+        memo.tag = i;
+        kx_memo_put(&memos, &memo);
+
+        assert_non_null(kx_memo_find(&memos, i));
+    }
+
+    for (i = 1, found = 0; i <= 1000; i++) {
+        found += (kx_memo_find(&memos, i) != NULL);
+    }
+
+    assert_int_equal(found, SETS * KX_MEMO_SET);
+}
+
+
+/* the same bytes in a message of the other role are another message */
+
+static void
+a_role_is_part_of_what_is_known(void **state)
+{
+    unsigned char  id[KX_MESSAGE_ID_LEN];
+
+    (void) state;
+
+    assert_int_equal(read_all(&kx_openai_chat, "c", "{\"messages\":["
+        "{\"role\":\"user\",\"content\":\"hi\"}]}"), 1);
+
+    memcpy(id, messages[0].id.data, KX_MESSAGE_ID_LEN);
+
+    assert_int_equal(read_all(&kx_openai_chat, "c", "{\"messages\":["
+        "{\"role\":\"assistant\",\"content\":\"hi\"},"
+        "{\"role\":\"user\",\"content\":\"hi\"}]}"), 2);
+
+    assert_memory_not_equal(messages[0].id.data, id, KX_MESSAGE_ID_LEN);
+    assert_memory_equal(messages[1].id.data, id, KX_MESSAGE_ID_LEN);
+}
+
+
+static void
+a_message_of_another_conversation_has_another_id(void **state)
+{
+    unsigned char  id[KX_MESSAGE_ID_LEN];
+
+    static const char  body[] =
+        "{\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}]}";
+
+    (void) state;
+    (void) read_all(&kx_openai_chat, "c", body);
+    memcpy(id, messages[0].id.data, KX_MESSAGE_ID_LEN);
+
+    (void) read_all(&kx_openai_chat, "d", body);
+    assert_memory_not_equal(messages[0].id.data, id, KX_MESSAGE_ID_LEN);
+
+    (void) read_all(&kx_openai_chat, "c", body);
+    assert_memory_equal(messages[0].id.data, id, KX_MESSAGE_ID_LEN);
+}
+
+
+/* "hi" alone, and "hi" after another "hi" */
+
+static void
+the_place_among_equal_messages_counts(void **state)
+{
+    unsigned       i;
+    unsigned char  first[KX_MESSAGE_ID_LEN], second[KX_MESSAGE_ID_LEN];
+
+    static const char  one[] =
+        "{\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}]}";
+
+    static const char  two[] = "{\"messages\":["
+        "{\"role\":\"user\",\"content\":\"hi\"},"
+        "{\"role\":\"user\",\"content\":\"hi\"}]}";
+
+    (void) state;
+
+    for (i = 0; i < 3; i++) {
+        assert_int_equal(read_all(&kx_openai_chat, "c", one), 1);
+
+        if (i) {
+            assert_memory_equal(messages[0].id.data, first,
+                                KX_MESSAGE_ID_LEN);
+        }
+
+        memcpy(first, messages[0].id.data, KX_MESSAGE_ID_LEN);
+
+        assert_int_equal(read_all(&kx_openai_chat, "c", two), 2);
+
+        assert_memory_equal(messages[0].id.data, first, KX_MESSAGE_ID_LEN);
+        assert_memory_not_equal(messages[1].id.data, first,
+                                KX_MESSAGE_ID_LEN);
+
+        if (i) {
+            assert_memory_equal(messages[1].id.data, second,
+                                KX_MESSAGE_ID_LEN);
+        }
+
+        memcpy(second, messages[1].id.data, KX_MESSAGE_ID_LEN);
+    }
+}
+
+
+/* of which only the hash is made at first */
+
+static void
+a_message_far_back_is_known_too(void **state)
+{
+    char     *p, body[65536];
+    unsigned  i, k;
+    uint64_t  hashes[2][100];
+
+    (void) state;
+
+    p = body + sprintf(body, "{\"messages\":[");
+
+    for (i = 0; i < 100; i++) {
+        p += sprintf(p, "%s{\"role\":\"%s\",\"content\":\"message %u\"}",
+                     i ? "," : "", (i & 1) ? "user" : "assistant", i % 40);
+    }
+
+    (void) sprintf(p, "]}");
+
+    for (k = 0; k < 2; k++) {
+        assert_int_equal(read_all(&kx_openai_chat, "c", body),
+                         KX_MAX_MESSAGES);
+        assert_int_equal(cv.nhashes, 100);
+        memcpy(hashes[k], cv.hashes, sizeof(hashes[k]));
+    }
+
+    assert_memory_equal(hashes[0], hashes[1], sizeof(hashes[0]));
+
+    /* one that was far back is among the last ones now */
+
+    assert_int_equal(read_all(&kx_openai_chat, "c", "{\"messages\":["
+        "{\"role\":\"assistant\",\"content\":\"message 0\"},"
+        "{\"role\":\"user\",\"content\":\"message 1\"}]}"), 2);
+
+    assert_int_equal(messages[1].raw.len, 9);
+    assert_memory_equal(messages[1].raw.data, "message 1", 9);
+    assert_int_equal(cv.hashes[1], hashes[0][1]);
+}
+
+
+/* as it was sent, if that is what any parser makes the same of */
+
+static void
+a_clean_string_is_sent_on_as_it_is(void **state)
+{
+    char      body[256];
+    unsigned  i;
+
+    static const struct {
+        const char  *raw;
+        int          clean;
+    } cases[] = {
+        { "hi", 1 },
+        { "a\\n\\\"b\\\" \\/ \\t", 1 },
+        { "caf\xc3\xa9 \\u00e9 \xf0\x9f\x98\x80 \\ud83d\\ude00", 1 },
+        { "1 < 2, and <b>", 1 },
+        { "a<thin", 1 },
+        { "a\\r\\nb", 0 },
+        { "a\\u000db", 0 },
+        { "a\\u0000b", 0 },
+        { "a\nb", 0 },
+        { "a\tb", 0 },
+        { "a\\xb", 0 },
+        { "a\\ud83d", 0 },
+        { "a\\ud83dx", 0 },
+        { "a\\ud83d\\u0041", 0 },
+        { "a\\ude00", 0 },
+        { "a\\u12", 0 },
+        { "a\xff", 0 },
+        { "a\xc3", 0 },
+        { "a<think>b</think>c", 0 },
+        { "a\\u003cthink>b</think>c", 0 }
+    };
+
+    (void) state;
+
+    for (i = 0; i < sizeof(cases) / sizeof(cases[0]) * 2; i++) {
+        snprintf(body, sizeof(body), "{\"messages\":[{\"role\":\"user\","
+                 "\"content\":\"%s\"}]}", cases[i / 2].raw);
+
+        assert_int_equal(read_all(&kx_openai_chat, "c", body), 1);
+
+        if (cases[i / 2].clean) {
+            assert_int_equal(messages[0].raw.len, strlen(cases[i / 2].raw));
+            assert_memory_equal(messages[0].raw.data, cases[i / 2].raw,
+                                messages[0].raw.len);
+
+        } else {
+            assert_int_equal(messages[0].raw.len, 0);
+            assert_non_null(messages[0].content.data);
+        }
+    }
+}
+
+
+int
+main(void)
+{
+    const struct CMUnitTest  tests[] = {
+        cmocka_unit_test_setup(a_memo_is_found_by_its_tag, setup),
+        cmocka_unit_test_setup(a_memo_replaces_the_one_with_its_tag, setup),
+        cmocka_unit_test_setup(old_memos_give_way_to_new_ones, setup),
+        cmocka_unit_test_setup_teardown(a_role_is_part_of_what_is_known,
+                                        setup, teardown),
+        cmocka_unit_test_setup_teardown(
+            a_message_of_another_conversation_has_another_id, setup,
+            teardown),
+        cmocka_unit_test_setup_teardown(
+            the_place_among_equal_messages_counts, setup, teardown),
+        cmocka_unit_test_setup_teardown(a_message_far_back_is_known_too,
+                                        setup, teardown),
+        cmocka_unit_test_setup_teardown(a_clean_string_is_sent_on_as_it_is,
+                                        setup, teardown)
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
