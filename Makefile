@@ -181,7 +181,7 @@ SAMPLES    = $(or $(KONTEXT_SHARED),../shared)/samples
 
 # their inputs are no text
 
-FUZZ_BARE  = fuzz_session
+FUZZ_BARE  = fuzz_session fuzz_redact fuzz_consent
 
 .PHONY: fuzzers $(FUZZ_RUN)
 .SECONDARY: $(FUZZ_CORE) $(FUZZ:%=$(FUZZ_DIR)/obj/fuzz/%.o)

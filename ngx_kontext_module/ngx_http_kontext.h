@@ -12,6 +12,8 @@
  *   ngx_http_kontext_turn.c        what is asked for it, and what came of it
  *   ngx_http_kontext_ad_request.c  puts together what an ad call may say
  *   ngx_http_kontext_ask.c         /init and /preload, and their answers
+ *   ngx_http_kontext_privacy.c     and what it may not
+ *   ngx_http_kontext_breaker.c     whether the ad server is to be asked
  *   ngx_http_kontext_ad_call.c     calls, in background subrequests
  *   ngx_http_kontext_detach.c      of requests that no client waits for
  *   ngx_http_kontext_report.c      tells Kontext what went wrong
@@ -42,9 +44,12 @@
 #include <ngx_core.h>
 #include <ngx_http.h>
 
+#include "core/breaker.h"
 #include "core/chat/dialect.h"
+#include "core/consent.h"
 #include "core/device.h"
 #include "core/feed.h"
+#include "core/redact.h"
 #include "core/responses.h"
 #include "core/session_table.h"
 #include "core/status.h"
@@ -146,18 +151,34 @@ typedef struct {
 } ngx_http_kontext_params_t;
 
 
+typedef struct ngx_http_kontext_loc_conf_s  ngx_http_kontext_loc_conf_t;
+
+
+/* an ad server: a location of a server block */
+
+typedef struct {
+    ngx_str_t                          server;     /* its name */
+    ngx_str_t                          prefix;
+    uint64_t                           key;
+    kx_breaker_t                      *breaker;    /* in the zone */
+    ngx_http_kontext_loc_conf_t       *conf;       /* the first that uses it */
+} ngx_http_kontext_site_t;
+
+
 typedef struct {
     ngx_str_t                          name;
     ngx_shm_zone_t                    *zone;
     ngx_uint_t                         used;       /* is it on anywhere? */
     ngx_uint_t                         api;        /* is there kontext_api? */
     ngx_array_t                        locations;  /* to be checked */
+    ngx_array_t                        sites;      /* of pointers to them */
     kx_memo_table_t                   *memos;      /* of the worker, or NULL */
 } ngx_http_kontext_main_conf_t;
 
 
-typedef struct {
+struct ngx_http_kontext_loc_conf_s {
     ngx_http_kontext_main_conf_t      *main;
+    ngx_http_kontext_site_t           *site;
 
     ngx_http_complex_value_t          *enable;
     ngx_http_complex_value_t          *token;
@@ -185,6 +206,10 @@ typedef struct {
     ngx_msec_t                         grace;
     ngx_msec_t                         preload_timeout;
     size_t                             max_body;
+    ngx_int_t                          max_calls;
+    kx_breaker_conf_t                  breaker;    /* failures 0: not given */
+    kx_consent_conf_t                 *consent;
+    ngx_uint_t                         redact;     /* KX_REDACT_* */
 
     ngx_uint_t                         enabled;    /* may be on */
 
@@ -192,7 +217,7 @@ typedef struct {
     ngx_uint_t                         api;
     ngx_msec_t                         api_ping;
     ngx_array_t                       *api_origins;   /* of ngx_str_t */
-} ngx_http_kontext_loc_conf_t;
+};
 
 
 typedef struct ngx_http_kontext_zone_s  ngx_http_kontext_zone_t;
@@ -232,6 +257,7 @@ struct ngx_http_kontext_call_s {
     ngx_event_t                        timer;      /* deadline, or back-off */
     ngx_event_t                        event;      /* posted */
     ngx_msec_t                         started;
+    uint64_t                           begun;      /* the attempt */
 
     /* the answer */
     ngx_uint_t                         status;     /* 0: transport failure */
@@ -247,6 +273,8 @@ struct ngx_http_kontext_call_s {
     unsigned                           active:1;   /* no result yet */
     unsigned                           overflow:1;
     unsigned                           complete:1; /* its last buffer came */
+    unsigned                           counted:1;  /* by the breaker */
+    unsigned                           probe:1;    /* its result is wanted */
 };
 
 
@@ -269,6 +297,9 @@ struct ngx_http_kontext_zone_s {
     ngx_atomic_t                      *counters;   /* a kx_counters_t */
     kx_response_t                     *responses;
     size_t                             nresponses;
+    kx_breaker_t                      *breakers;
+    ngx_uint_t                         nbreakers;
+    ngx_http_kontext_main_conf_t      *main;
     size_t                             size;       /* of the table */
     ngx_uint_t                         share;      /* 64ths: of the store */
     ngx_msec_t                         idle;
@@ -647,6 +678,10 @@ void ngx_http_kontext_session_init_answer(ngx_http_kontext_turn_t *turn,
 /* The preload could not even be sent, which the session's listeners learn. */
 void ngx_http_kontext_session_failed(ngx_http_kontext_turn_t *turn,
     kx_pool_t *pool);
+
+/* The preload was not to be sent: an outcome, and a reason for its code. */
+void ngx_http_kontext_session_refused(ngx_http_kontext_turn_t *turn,
+    kx_ad_outcome_e outcome, kx_reason_e reason, kx_pool_t *pool);
 void ngx_http_kontext_session_cancel(ngx_http_kontext_turn_t *turn);
 void ngx_http_kontext_session_init_cancel(ngx_http_kontext_turn_t *turn);
 
@@ -816,6 +851,67 @@ ngx_int_t ngx_http_kontext_events(ngx_http_request_t *r,
     uint64_t newest, ngx_msec_t interval);
 
 
+/* privacy */
+
+char *ngx_http_kontext_consent_set(ngx_conf_t *cf, ngx_command_t *cmd,
+    void *conf);
+char *ngx_http_kontext_redact_set(ngx_conf_t *cf, ngx_command_t *cmd,
+    void *conf);
+char *ngx_http_kontext_privacy_merge(ngx_conf_t *cf,
+    ngx_http_kontext_loc_conf_t *conf, ngx_http_kontext_loc_conf_t *prev);
+
+/* Does the client say that its data are not to be sold or shared? */
+ngx_uint_t ngx_http_kontext_gpc(ngx_http_request_t *r);
+
+/* Sets ar->consent, by what is in ar. */
+void ngx_http_kontext_consent(ngx_http_kontext_loc_conf_t *klcf,
+    kx_ad_request_t *ar);
+
+/* Takes the ids out; pool lives as long as ar.  NGX_OK or NGX_ERROR. */
+ngx_int_t ngx_http_kontext_anonymise(kx_ad_request_t *ar, ngx_pool_t *pool);
+
+
+/* breaker */
+
+char *ngx_http_kontext_breaker(ngx_conf_t *cf, ngx_command_t *cmd,
+    void *conf);
+void ngx_http_kontext_breaker_merge(ngx_http_kontext_loc_conf_t *conf,
+    ngx_http_kontext_loc_conf_t *prev);
+
+/* The ad server of a prefix in the server block of cf.  NULL: no memory. */
+ngx_http_kontext_site_t *ngx_http_kontext_site(ngx_conf_t *cf,
+    ngx_http_kontext_main_conf_t *kmcf, ngx_str_t *prefix);
+
+/*
+ * Records for all ad servers of a configuration, in a new zone; finds those
+ * that are there; and begins, in a new worker.  NGX_OK or NGX_ERROR (no room).
+ */
+ngx_int_t ngx_http_kontext_breakers_create(ngx_http_kontext_main_conf_t *kmcf,
+    ngx_slab_pool_t *shpool, kx_breaker_t **breakers, ngx_uint_t *n);
+void ngx_http_kontext_breakers_init(ngx_http_kontext_zone_t *zone,
+    ngx_http_kontext_main_conf_t *kmcf);
+void ngx_http_kontext_breakers_start(ngx_http_kontext_main_conf_t *kmcf);
+
+/*
+ * May a preload be sent?  KX_REASON_NONE, or why not.  probe: the breaker
+ * waits for its result.
+ */
+kx_reason_e ngx_http_kontext_breaker_admit(ngx_http_kontext_loc_conf_t *klcf,
+    ngx_uint_t *probe);
+
+/* May anything else be sent, or a preload once more? */
+ngx_uint_t ngx_http_kontext_breaker_allows(ngx_http_kontext_loc_conf_t *klcf);
+
+/* An attempt of a call begins, and ends; the first end counts. */
+void ngx_http_kontext_breaker_begin(ngx_http_kontext_call_t *call);
+void ngx_http_kontext_breaker_end(ngx_http_kontext_call_t *call,
+    kx_breaker_end_e end);
+
+/* What the status page says of it, but for the names. */
+void ngx_http_kontext_breaker_status(ngx_http_kontext_site_t *site,
+    kx_status_breaker_t *s);
+
+
 /* status */
 
 ngx_int_t ngx_http_kontext_status_handler(ngx_http_request_t *r);
@@ -923,6 +1019,9 @@ ngx_int_t ngx_http_kontext_call_body(ngx_http_request_t *r,
  */
 ngx_http_request_t *ngx_http_kontext_detach(ngx_http_request_t *from);
 void ngx_http_kontext_detach_free(ngx_http_request_t *r);
+
+/* Forgets whose it is: it has no address then. */
+void ngx_http_kontext_detach_anonymous(ngx_http_request_t *r);
 
 /* Takes back a delay that its subrequest has asked for. */
 void ngx_http_kontext_detach_calm(ngx_http_request_t *r);

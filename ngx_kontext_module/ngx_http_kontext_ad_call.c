@@ -162,11 +162,15 @@ ngx_http_kontext_call_send(ngx_http_kontext_call_t *call)
     ngx_http_kontext_count(ngx_http_kontext_zone_of(call->conf),
                            attempts[call->kind], 1);
 
+    ngx_http_kontext_breaker_begin(call);
+
     if (ngx_http_kontext_call_request(call, sr) != NGX_OK) {
 
         /* it is posted already: it shall do nothing but end */
 
         sr->write_event_handler = ngx_http_kontext_call_drop;
+        ngx_http_kontext_breaker_end(call, KX_BREAKER_LEFT);
+
         return NGX_ERROR;
     }
 
@@ -432,6 +436,10 @@ ngx_http_kontext_call_abandon(ngx_http_kontext_call_t *call)
 
     call->overflow = 1;
 
+    /* it may be cancelled before its end: nobody waits for it any more */
+
+    ngx_http_kontext_breaker_end(call, KX_BREAKER_FAILED);
+
     if (call->timer.timer_set) {
         ngx_del_timer(&call->timer);
     }
@@ -522,6 +530,10 @@ ngx_http_kontext_call_result(ngx_http_kontext_call_t *call)
         call->status = 0;
     }
 
+    if (call->status == 0 || call->status >= NGX_HTTP_INTERNAL_SERVER_ERROR) {
+        ngx_http_kontext_breaker_end(call, KX_BREAKER_FAILED);
+    }
+
     retries = (call->kind == NGX_HTTP_KONTEXT_CALL_INIT
                || call->kind == NGX_HTTP_KONTEXT_CALL_PRELOAD)
               ? NGX_HTTP_KONTEXT_RETRIES : 0;
@@ -529,7 +541,7 @@ ngx_http_kontext_call_result(ngx_http_kontext_call_t *call)
     /* protocol.md 1.2; an answer that was too large would be so again */
 
     if (call->status == 0 && !call->overflow && call->attempt < retries
-        && !ngx_exiting)
+        && !ngx_exiting && ngx_http_kontext_breaker_allows(call->conf))
     {
 
         delay = 1000 << call->attempt++;
@@ -552,6 +564,8 @@ ngx_http_kontext_call_result(ngx_http_kontext_call_t *call)
     ngx_http_kontext_call_post(call);
 
     call->handler(call);
+
+    ngx_http_kontext_breaker_end(call, KX_BREAKER_ANSWERED);
 }
 
 
@@ -578,7 +592,9 @@ ngx_http_kontext_call_timer(ngx_event_t *ev)
 
     /* a worker that is about to end makes no new attempt */
 
-    if (ngx_exiting || ngx_http_kontext_call_send(call) != NGX_OK) {
+    if (ngx_exiting || !ngx_http_kontext_breaker_allows(call->conf)
+        || ngx_http_kontext_call_send(call) != NGX_OK)
+    {
         call->active = 0;
         call->status = 0;
 
@@ -602,6 +618,7 @@ ngx_http_kontext_call_cancel(ngx_http_kontext_call_t *call)
     call->active = 0;
 
     ngx_http_kontext_call_count(call, KX_CALL_CANCELLED);
+    ngx_http_kontext_breaker_end(call, KX_BREAKER_LEFT);
 
     if (call->timer.timer_set) {
         ngx_del_timer(&call->timer);

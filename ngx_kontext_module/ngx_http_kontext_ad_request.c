@@ -68,6 +68,9 @@ ngx_http_kontext_ad_request(ngx_http_request_t *r,
     ar->placements = klcf->placements->elts;
     ar->nplacements = klcf->placements->nelts;
 
+    ar->redact = klcf->redact;
+    ar->gpc = ngx_http_kontext_gpc(r);
+
     if (ngx_http_kontext_value(r, klcf->variant_id, &ar->variant_id)
         != NGX_OK
         || ngx_http_kontext_value(r, klcf->user_email, &ar->user_email)

@@ -606,6 +606,20 @@ ngx_http_kontext_api_create(ngx_http_request_t *r,
     api->ctx->user = s.user_id;
     api->ctx->conversation = s.conversation_id;
 
+    /* consent is one of the options */
+
+    if (s.options.len > 2) {
+        e = ngx_http_kontext_api_merge(api, &s.options);
+        if (e) {
+
+            if (init) {
+                ngx_http_kontext_session_init_cancel(&turn);
+            }
+
+            return ngx_http_kontext_api_error(r, api, e);
+        }
+    }
+
     if (ngx_http_kontext_api_request(r, api, &ar) != NGX_OK) {
 
         if (init) {
@@ -622,13 +636,6 @@ ngx_http_kontext_api_create(ngx_http_request_t *r,
 
     if (init) {
         ngx_http_kontext_api_init(r, api, &ar);
-    }
-
-    if (s.options.len > 2) {
-        e = ngx_http_kontext_api_merge(api, &s.options);
-        if (e) {
-            return ngx_http_kontext_api_error(r, api, e);
-        }
     }
 
     ngx_http_kontext_api_orphan(r, api);
@@ -1125,6 +1132,8 @@ static ngx_int_t
 ngx_http_kontext_api_request(ngx_http_request_t *r,
     ngx_http_kontext_api_t *api, kx_ad_request_t *ar)
 {
+    kx_ad_request_t  said;
+
     ngx_memzero(ar, sizeof(kx_ad_request_t));
 
     ar->publisher_token = api->token;
@@ -1133,7 +1142,23 @@ ngx_http_kontext_api_request(ngx_http_request_t *r,
     ar->has_session = api->view->has_server_id;
     ngx_memcpy(ar->session, api->view->server_id, KX_ID_LEN);
 
-    return ngx_http_kontext_ad_request(r, api->conf, ar);
+    if (ngx_http_kontext_ad_request(r, api->conf, ar) != NGX_OK) {
+        return NGX_ERROR;
+    }
+
+    /* the session's own options are put over these for each preload */
+
+    said = *ar;
+
+    if (kx_options_apply(&said, &api->view->options, &api->pool) == KX_OK) {
+        ngx_http_kontext_consent(api->conf, &said);
+        ar->consent = said.consent;
+
+    } else {
+        ar->consent = KX_CONSENT_SKIP;
+    }
+
+    return NGX_OK;
 }
 
 
@@ -1141,6 +1166,14 @@ static void
 ngx_http_kontext_api_init(ngx_http_request_t *r, ngx_http_kontext_api_t *api,
     kx_ad_request_t *ar)
 {
+    if (ar->consent != KX_CONSENT_ASK) {
+
+        /* it would say who is there */
+
+        ngx_http_kontext_session_init_cancel(&api->view->turn);
+        return;
+    }
+
     (void) ngx_http_kontext_ask(r, NGX_HTTP_KONTEXT_CALL_INIT,
                                 &api->view->turn, ar, NULL,
                                 NGX_HTTP_KONTEXT_INIT_TIMEOUT, 0);
@@ -1167,6 +1200,10 @@ ngx_http_kontext_api_orphan(ngx_http_request_t *r,
         ngx_http_kontext_session_cancel(&api->view->turn);
         return;
     }
+
+    /* what the client's own request has said of this is not known any more */
+
+    ar.gpc = 1;
 
     (void) ngx_http_kontext_feed_start(r, &api->sid, &api->view->turn, &ar,
                                        api->view->track_only, 0);

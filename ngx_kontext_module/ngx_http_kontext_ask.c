@@ -47,6 +47,13 @@ ngx_http_kontext_ask(ngx_http_request_t *r, ngx_http_kontext_call_e kind,
 
     ask = NULL;
 
+    if (kind == NGX_HTTP_KONTEXT_CALL_INIT
+        && !ngx_http_kontext_breaker_allows(turn->conf))
+    {
+        ngx_http_kontext_session_init_cancel(turn);
+        return NGX_ERROR;
+    }
+
     if (ctx || ngx_http_kontext_late < NGX_HTTP_KONTEXT_LATE_CALLS) {
         ask = ngx_http_kontext_ask_create(r, kind, turn, ar);
     }
@@ -158,6 +165,10 @@ ngx_http_kontext_ask_create(ngx_http_request_t *r,
 
     call->token = ask->who.publisher_token;
 
+    if (ar->consent != KX_CONSENT_ASK) {
+        ngx_http_kontext_detach_anonymous(call->request);
+    }
+
     return ask;
 }
 
@@ -230,7 +241,19 @@ ngx_http_kontext_ask_preload(ngx_http_kontext_call_t *call)
                                klcf->placements->elts,
                                klcf->placements->nelts, call->track_only);
 
+    /* an answer that cannot be read is none */
+
+    ngx_http_kontext_breaker_end(call, a.failed ? KX_BREAKER_FAILED
+                                                : KX_BREAKER_ANSWERED);
+
     ngx_http_kontext_ask_over(ask);
+
+    if (ask->who.consent != KX_CONSENT_ASK) {
+
+        /* a session of nobody's: it is not to be known by it again */
+
+        a.has_session = 0;
+    }
 
     pool.alloc = ngx_http_kontext_alloc;
     pool.data = call->request->pool;
@@ -435,9 +458,12 @@ ngx_http_kontext_ask_leave(ngx_http_kontext_ask_t *ask)
 
     kind = ask->call->kind;
 
-    /* without the API an ad that comes later is of no use to anybody */
+    /*
+     * Without the API an ad that comes later is of no use to anybody, but the
+     * breaker may wait for an answer.
+     */
 
-    if (ngx_http_kontext_has_api(ask->turn.conf)
+    if ((ngx_http_kontext_has_api(ask->turn.conf) || ask->call->probe)
         && ngx_http_kontext_late < NGX_HTTP_KONTEXT_LATE_CALLS
         && !ngx_exiting)
     {

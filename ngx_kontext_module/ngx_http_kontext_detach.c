@@ -187,7 +187,8 @@ ngx_http_kontext_detach_peer(ngx_connection_t *c, ngx_connection_t *from)
         return NGX_ERROR;
     }
 
-    c->sockaddr = ngx_palloc(pool, from->socklen);
+    c->sockaddr = ngx_palloc(pool, ngx_max(from->socklen,
+                                           sizeof(struct sockaddr_in)));
     if (c->sockaddr == NULL) {
         return NGX_ERROR;
     }
@@ -287,6 +288,23 @@ ngx_http_kontext_detach_event(ngx_event_t *ev)
     }
 
     ngx_http_run_posted_requests(c);
+}
+
+
+void
+ngx_http_kontext_detach_anonymous(ngx_http_request_t *r)
+{
+    ngx_connection_t  *c;
+
+    c = r->connection;
+
+    ngx_memzero(c->sockaddr, sizeof(struct sockaddr_in));
+
+    c->sockaddr->sa_family = AF_INET;
+    c->socklen = sizeof(struct sockaddr_in);
+
+    ngx_str_set(&c->addr_text, "");
+    c->proxy_protocol = NULL;
 }
 
 

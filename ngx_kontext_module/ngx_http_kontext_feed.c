@@ -527,6 +527,8 @@ static void
 ngx_http_kontext_feed_send(ngx_http_kontext_feed_t *feed)
 {
     kx_pool_t                 pool;
+    ngx_uint_t                probe;
+    kx_reason_e               reason;
     kx_ad_request_t          *ar;
     ngx_http_request_t       *r;
     ngx_http_kontext_view_t  *view;
@@ -574,6 +576,29 @@ ngx_http_kontext_feed_send(ngx_http_kontext_feed_t *feed)
 
     feed->turn.no_errors = view->turn.no_errors;
     feed->turn.debug = view->turn.debug;
+
+    ngx_http_kontext_consent(feed->turn.conf, ar);
+
+    if (ar->consent == KX_CONSENT_SKIP) {
+        ngx_http_kontext_session_refused(&feed->turn, KX_AD_NO_FILL,
+                                         KX_REASON_CONSENT, &pool);
+        return;
+    }
+
+    if (ar->consent == KX_CONSENT_ANONYMOUS
+        && ngx_http_kontext_anonymise(ar, r->pool) != NGX_OK)
+    {
+        ngx_http_kontext_session_failed(&feed->turn, &pool);
+        return;
+    }
+
+    reason = ngx_http_kontext_breaker_admit(feed->turn.conf, &probe);
+
+    if (reason != KX_REASON_NONE) {
+        ngx_http_kontext_session_refused(&feed->turn, KX_AD_ERROR, reason,
+                                         &pool);
+        return;
+    }
 
     (void) ngx_http_kontext_ask(r, NGX_HTTP_KONTEXT_CALL_PRELOAD, &feed->turn,
                                 ar, NULL,

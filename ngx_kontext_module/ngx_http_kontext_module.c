@@ -195,6 +195,11 @@ static ngx_http_kontext_param_check_t  ngx_http_kontext_param_checks[] = {
 };
 
 
+static ngx_conf_num_bounds_t  ngx_http_kontext_max_calls_bounds = {
+    ngx_conf_check_num_bounds, 0, 1000000
+};
+
+
 static ngx_command_t  ngx_http_kontext_commands[] = {
 
     { ngx_string("kontext"),
@@ -302,6 +307,20 @@ static ngx_command_t  ngx_http_kontext_commands[] = {
       offsetof(ngx_http_kontext_loc_conf_t, regulatory),
       ngx_http_kontext_regulatory_params },
 
+    { ngx_string("kontext_consent"),
+      NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF|NGX_CONF_1MORE,
+      ngx_http_kontext_consent_set,
+      NGX_HTTP_LOC_CONF_OFFSET,
+      0,
+      NULL },
+
+    { ngx_string("kontext_redact"),
+      NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF|NGX_CONF_1MORE,
+      ngx_http_kontext_redact_set,
+      NGX_HTTP_LOC_CONF_OFFSET,
+      0,
+      NULL },
+
     { ngx_string("kontext_device"),
       NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF|NGX_CONF_1MORE,
       ngx_http_kontext_params,
@@ -350,6 +369,20 @@ static ngx_command_t  ngx_http_kontext_commands[] = {
       NGX_HTTP_LOC_CONF_OFFSET,
       offsetof(ngx_http_kontext_loc_conf_t, preload_timeout),
       NULL },
+
+    { ngx_string("kontext_breaker"),
+      NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF|NGX_CONF_1MORE,
+      ngx_http_kontext_breaker,
+      NGX_HTTP_LOC_CONF_OFFSET,
+      0,
+      NULL },
+
+    { ngx_string("kontext_max_calls"),
+      NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF|NGX_CONF_TAKE1,
+      ngx_conf_set_num_slot,
+      NGX_HTTP_LOC_CONF_OFFSET,
+      offsetof(ngx_http_kontext_loc_conf_t, max_calls),
+      &ngx_http_kontext_max_calls_bounds },
 
     { ngx_string("kontext_max_body"),
       NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF|NGX_CONF_TAKE1,
@@ -1117,7 +1150,10 @@ ngx_http_kontext_create_main_conf(ngx_conf_t *cf)
 
     if (ngx_array_init(&kmcf->locations, cf->temp_pool, 4,
                        sizeof(ngx_http_kontext_location_t))
-        != NGX_OK)
+        != NGX_OK
+        || ngx_array_init(&kmcf->sites, cf->pool, 2,
+                          sizeof(ngx_http_kontext_site_t *))
+           != NGX_OK)
     {
         return NULL;
     }
@@ -1141,6 +1177,9 @@ ngx_http_kontext_create_loc_conf(ngx_conf_t *cf)
      *
      *     klcf->ad_server = { 0, NULL };
      *     klcf->frame_origin = { 0, NULL };
+     *     klcf->site = NULL;
+     *     klcf->breaker.failures = 0;
+     *     klcf->consent = NULL;
      *     klcf->enabled = 0;
      *     klcf->status = 0;
      *     klcf->api = 0;
@@ -1167,6 +1206,8 @@ ngx_http_kontext_create_loc_conf(ngx_conf_t *cf)
     klcf->grace = NGX_CONF_UNSET_MSEC;
     klcf->preload_timeout = NGX_CONF_UNSET_MSEC;
     klcf->max_body = NGX_CONF_UNSET_SIZE;
+    klcf->max_calls = NGX_CONF_UNSET;
+    klcf->redact = NGX_CONF_UNSET_UINT;
     klcf->api_origins = NGX_CONF_UNSET_PTR;
 
     return klcf;
@@ -1231,6 +1272,12 @@ ngx_http_kontext_merge_loc_conf(ngx_conf_t *cf, void *parent, void *child)
                               8 * 1024 * 1024);
 
     ngx_conf_merge_ptr_value(conf->api_origins, prev->api_origins, NULL);
+
+    ngx_http_kontext_breaker_merge(conf, prev);
+
+    if (ngx_http_kontext_privacy_merge(cf, conf, prev) != NGX_CONF_OK) {
+        return NGX_CONF_ERROR;
+    }
 
     clcf = ngx_http_conf_get_module_loc_conf(cf, ngx_http_core_module);
 
@@ -1297,6 +1344,15 @@ ngx_http_kontext_merge_loc_conf(ngx_conf_t *cf, void *parent, void *child)
 
         code->len = sizeof("inlineAd") - 1;
         code->data = (u_char *) "inlineAd";
+    }
+
+    conf->site = ngx_http_kontext_site(cf, kmcf, &conf->ad_server);
+    if (conf->site == NULL) {
+        return NGX_CONF_ERROR;
+    }
+
+    if (conf->site->conf == NULL) {
+        conf->site->conf = conf;
     }
 
     kmcf->used = 1;
@@ -1407,6 +1463,8 @@ ngx_http_kontext_init_process(ngx_cycle_t *cycle)
     if (kmcf == NULL || kmcf->zone == NULL) {
         return NGX_OK;
     }
+
+    ngx_http_kontext_breakers_start(kmcf);
 
     /* without memory for it every message is read each time */
 

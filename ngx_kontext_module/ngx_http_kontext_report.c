@@ -29,7 +29,8 @@ typedef struct {
 
 static ngx_http_kontext_report_kind_t *ngx_http_kontext_report_kind(
     const char *error, const char *stack);
-static ngx_int_t ngx_http_kontext_report_admit(ngx_http_request_t *r);
+static ngx_int_t ngx_http_kontext_report_admit(ngx_http_request_t *r,
+    ngx_http_kontext_turn_t *turn);
 static void ngx_http_kontext_report_send(ngx_http_request_t *r,
     ngx_http_kontext_loc_conf_t *klcf, ngx_http_kontext_call_e kind,
     char *body, size_t len);
@@ -51,7 +52,7 @@ ngx_http_kontext_report(ngx_http_request_t *r, ngx_http_kontext_turn_t *turn,
     size_t                           len;
     ngx_http_kontext_report_kind_t  *kind;
 
-    if (turn->no_errors) {
+    if (turn->no_errors || ar->consent != KX_CONSENT_ASK) {
         return;
     }
 
@@ -59,7 +60,7 @@ ngx_http_kontext_report(ngx_http_request_t *r, ngx_http_kontext_turn_t *turn,
 
     if ((kind->sent
          && ngx_current_msec - kind->time < NGX_HTTP_KONTEXT_REPORT_SAME)
-        || ngx_http_kontext_report_admit(r) != NGX_OK)
+        || ngx_http_kontext_report_admit(r, turn) != NGX_OK)
     {
         kind->count++;
         ngx_http_kontext_count(turn->zone, dropped, 1);
@@ -94,11 +95,11 @@ ngx_http_kontext_debug(ngx_http_request_t *r, ngx_http_kontext_turn_t *turn,
     ngx_log_debug2(NGX_LOG_DEBUG_HTTP, r->connection->log, 0,
                    "kontext %s %s", name, data);
 
-    if (!turn->debug) {
+    if (!turn->debug || ar->consent != KX_CONSENT_ASK) {
         return;
     }
 
-    if (ngx_http_kontext_report_admit(r) != NGX_OK) {
+    if (ngx_http_kontext_report_admit(r, turn) != NGX_OK) {
         ngx_http_kontext_count(turn->zone, dropped, 1);
         return;
     }
@@ -145,7 +146,8 @@ ngx_http_kontext_report_kind(const char *error, const char *stack)
 
 
 static ngx_int_t
-ngx_http_kontext_report_admit(ngx_http_request_t *r)
+ngx_http_kontext_report_admit(ngx_http_request_t *r,
+    ngx_http_kontext_turn_t *turn)
 {
     if (ngx_current_msec - ngx_http_kontext_report_start >= 1000) {
         ngx_http_kontext_report_start = ngx_current_msec;
@@ -154,7 +156,8 @@ ngx_http_kontext_report_admit(ngx_http_request_t *r)
 
     if (ngx_exiting
         || ngx_http_kontext_reports >= NGX_HTTP_KONTEXT_REPORT_CALLS
-        || ngx_http_kontext_report_count >= NGX_HTTP_KONTEXT_REPORT_RATE)
+        || ngx_http_kontext_report_count >= NGX_HTTP_KONTEXT_REPORT_RATE
+        || !ngx_http_kontext_breaker_allows(turn->conf))
     {
         ngx_log_debug0(NGX_LOG_DEBUG_HTTP, r->connection->log, 0,
                        "kontext report is dropped");

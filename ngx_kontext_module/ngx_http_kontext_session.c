@@ -181,6 +181,19 @@ ngx_http_kontext_session_failed(ngx_http_kontext_turn_t *turn,
 }
 
 
+void
+ngx_http_kontext_session_refused(ngx_http_kontext_turn_t *turn,
+    kx_ad_outcome_e outcome, kx_reason_e reason, kx_pool_t *pool)
+{
+    kx_preload_answer_t  a;
+
+    kx_protocol_no_answer(&a, outcome,
+                          (const char *) kx_reason_name(reason)->data);
+
+    (void) ngx_http_kontext_session_answer(turn, &a, pool);
+}
+
+
 /* what there is to tell of an answer, protocol.md 4.3 */
 
 static ngx_uint_t

@@ -11,18 +11,22 @@
 static ngx_uint_t ngx_http_kontext_status_is_text(ngx_http_request_t *r);
 static void ngx_http_kontext_status_read(ngx_http_request_t *r,
     kx_status_t *s);
+static ngx_int_t ngx_http_kontext_status_breakers(ngx_http_request_t *r,
+    kx_status_t *s);
 static ngx_int_t ngx_http_kontext_status_name(ngx_http_request_t *r,
-    kx_str_t *name);
+    ngx_str_t *value, kx_str_t *name);
 
 
 ngx_int_t
 ngx_http_kontext_status_handler(ngx_http_request_t *r)
 {
-    u_char       *p, *last;
-    ngx_int_t     rc;
-    ngx_str_t     body;
-    ngx_uint_t    text;
-    kx_status_t   s;
+    size_t                         size;
+    u_char                        *p, *last;
+    ngx_int_t                      rc;
+    ngx_str_t                      body;
+    ngx_uint_t                     text;
+    kx_status_t                    s;
+    ngx_http_kontext_main_conf_t  *kmcf;
 
     static ngx_str_t  types[] = {
         ngx_string("application/json"),
@@ -40,10 +44,16 @@ ngx_http_kontext_status_handler(ngx_http_request_t *r)
 
     ngx_memzero(&s, sizeof(kx_status_t));
 
-    p = ngx_palloc(r->pool, KX_STATUS_MAX);
+    kmcf = ngx_http_get_module_main_conf(r, ngx_http_kontext_module);
+
+    size = KX_STATUS_MAX + kmcf->sites.nelts * KX_STATUS_BREAKER;
+
+    p = ngx_palloc(r->pool, size);
 
     if (p == NULL
-        || ngx_http_kontext_status_name(r, &s.zone) != NGX_OK)
+        || ngx_http_kontext_status_name(r, &kmcf->zone->shm.name, &s.zone)
+           != NGX_OK
+        || ngx_http_kontext_status_breakers(r, &s) != NGX_OK)
     {
         return NGX_HTTP_INTERNAL_SERVER_ERROR;
     }
@@ -52,8 +62,8 @@ ngx_http_kontext_status_handler(ngx_http_request_t *r)
 
     text = ngx_http_kontext_status_is_text(r);
 
-    last = text ? kx_status_prometheus(p, p + KX_STATUS_MAX, &s)
-                : kx_status_json(p, p + KX_STATUS_MAX, &s);
+    last = text ? kx_status_prometheus(p, p + size, &s)
+                : kx_status_json(p, p + size, &s);
 
     if (last == NULL) {
         return NGX_HTTP_INTERNAL_SERVER_ERROR;
@@ -137,24 +147,63 @@ ngx_http_kontext_status_read(ngx_http_request_t *r, kx_status_t *s)
 }
 
 
-/* it becomes a part of JSON and of a label */
-
 static ngx_int_t
-ngx_http_kontext_status_name(ngx_http_request_t *r, kx_str_t *name)
+ngx_http_kontext_status_breakers(ngx_http_request_t *r, kx_status_t *s)
 {
-    u_char                        *p;
-    size_t                         i;
-    ngx_http_kontext_main_conf_t  *kmcf;
+    ngx_uint_t                      i;
+    ngx_http_kontext_site_t       **sites;
+    ngx_http_kontext_main_conf_t   *kmcf;
 
     kmcf = ngx_http_get_module_main_conf(r, ngx_http_kontext_module);
 
-    p = ngx_pstrdup(r->pool, &kmcf->zone->shm.name);
+    sites = kmcf->sites.elts;
+
+    s->breakers = ngx_palloc(r->pool, (kmcf->sites.nelts + 1)
+                                      * sizeof(kx_status_breaker_t));
+    if (s->breakers == NULL) {
+        return NGX_ERROR;
+    }
+
+    for (i = 0; i < kmcf->sites.nelts; i++) {
+
+        if (ngx_http_kontext_status_name(r, &sites[i]->server,
+                                         &s->breakers[i].server)
+            != NGX_OK
+            || ngx_http_kontext_status_name(r, &sites[i]->prefix,
+                                            &s->breakers[i].location)
+               != NGX_OK)
+        {
+            return NGX_ERROR;
+        }
+
+        ngx_http_kontext_breaker_status(sites[i], &s->breakers[i]);
+    }
+
+    s->nbreakers = i;
+
+    return NGX_OK;
+}
+
+
+/* it becomes a part of JSON and of a label */
+
+static ngx_int_t
+ngx_http_kontext_status_name(ngx_http_request_t *r, ngx_str_t *value,
+    kx_str_t *name)
+{
+    u_char     *p;
+    size_t      i;
+
+    name->len = ngx_min(value->len, KX_STATUS_NAME);
+
+    p = ngx_pnalloc(r->pool, name->len + 1);
     if (p == NULL) {
         return NGX_ERROR;
     }
 
+    ngx_memcpy(p, value->data, name->len);
+
     name->data = p;
-    name->len = kmcf->zone->shm.name.len;
 
     for (i = 0; i < name->len; i++) {
         if (p[i] < ' ' || p[i] >= 0x7f || p[i] == '"' || p[i] == '\\') {

@@ -9,6 +9,10 @@
 #include "ngx_http_kontext.h"
 
 
+static kx_reason_e ngx_http_kontext_turn_request(ngx_http_kontext_ctx_t *ctx,
+    ngx_http_kontext_session_t *s, kx_ad_request_t *ar);
+static void ngx_http_kontext_turn_drop(ngx_http_kontext_ctx_t *ctx,
+    ngx_http_kontext_session_t *s);
 static void ngx_http_kontext_set_session(ngx_http_kontext_ctx_t *ctx,
     const u_char *id);
 
@@ -19,6 +23,8 @@ ngx_http_kontext_turn(ngx_http_kontext_ctx_t *ctx, ngx_pool_t *pool)
     u_char                       digest[KX_ID_LEN];
     unsigned                     i, n;
     ngx_msec_t                   timeout;
+    ngx_uint_t                   probe;
+    kx_reason_e                  reason;
     kx_message_t                *messages;
     kx_ad_request_t              ar;
     ngx_http_request_t          *r;
@@ -59,6 +65,42 @@ ngx_http_kontext_turn(ngx_http_kontext_ctx_t *ctx, ngx_pool_t *pool)
         return KX_REASON_DISABLED;
     }
 
+    reason = ngx_http_kontext_turn_request(ctx, &s, &ar);
+
+    if (reason == KX_REASON_NONE) {
+
+        /* what is not on the wire is when a message was said: an order is */
+
+        for (i = 0; i < n; i++) {
+            messages[i].created = s.wall - (n - 1 - i) * 1000;
+        }
+
+        ar.messages = messages;
+        ar.nmessages = n;
+
+        if (ar.consent == KX_CONSENT_ANONYMOUS
+            && ngx_http_kontext_anonymise(&ar, pool) != NGX_OK)
+        {
+            reason = KX_REASON_NO_MEMORY;
+        }
+    }
+
+    if (reason != KX_REASON_NONE) {
+        ngx_http_kontext_turn_drop(ctx, &s);
+        return reason;
+    }
+
+    probe = 0;
+
+    if (s.turn == KX_TURN_ASK) {
+        reason = ngx_http_kontext_breaker_admit(ctx->conf, &probe);
+
+        if (reason != KX_REASON_NONE) {
+            ngx_http_kontext_turn_drop(ctx, &s);
+            return reason;
+        }
+    }
+
     if (s.turn == KX_TURN_REUSE) {
         ngx_http_kontext_reuse(ctx, &s);
 
@@ -70,38 +112,6 @@ ngx_http_kontext_turn(ngx_http_kontext_ctx_t *ctx, ngx_pool_t *pool)
 
     if (s.turn != KX_TURN_ASK && !s.init) {
         return KX_REASON_NONE;
-    }
-
-    ngx_memzero(&ar, sizeof(kx_ad_request_t));
-
-    ar.publisher_token = ctx->token;
-    ar.user_id = ctx->user;
-    ar.conversation_id = ctx->conversation;
-
-    /* what is not on the wire is when a message was said: an order is */
-
-    for (i = 0; i < n; i++) {
-        messages[i].created = s.wall - (n - 1 - i) * 1000;
-    }
-
-    ar.messages = messages;
-    ar.nmessages = n;
-    ar.has_session = s.has_server_id;
-    ngx_memcpy(ar.session, s.server_id, KX_ID_LEN);
-
-    if (ngx_http_kontext_ad_request(r, ctx->conf, &ar) != NGX_OK
-        || kx_options_apply(&ar, &s.options, &ctx->pool) != KX_OK)
-    {
-
-        if (s.init) {
-            ngx_http_kontext_session_init_cancel(&ctx->turn);
-        }
-
-        if (s.turn == KX_TURN_ASK) {
-            ngx_http_kontext_session_cancel(&ctx->turn);
-        }
-
-        return KX_REASON_NO_MEMORY;
     }
 
     if (s.init) {
@@ -123,7 +133,63 @@ ngx_http_kontext_turn(ngx_http_kontext_ctx_t *ctx, ngx_pool_t *pool)
         return KX_REASON_NO_MEMORY;
     }
 
+    ctx->ask->call->probe = probe;
+
     return KX_REASON_NONE;
+}
+
+
+/* what may be said, without messages; or why nothing may */
+
+static kx_reason_e
+ngx_http_kontext_turn_request(ngx_http_kontext_ctx_t *ctx,
+    ngx_http_kontext_session_t *s, kx_ad_request_t *ar)
+{
+    ngx_memzero(ar, sizeof(kx_ad_request_t));
+
+    ar->publisher_token = ctx->token;
+    ar->user_id = ctx->user;
+    ar->conversation_id = ctx->conversation;
+    ar->has_session = s->has_server_id;
+    ngx_memcpy(ar->session, s->server_id, KX_ID_LEN);
+
+    if (ngx_http_kontext_ad_request(ctx->request, ctx->conf, ar) != NGX_OK
+        || kx_options_apply(ar, &s->options, &ctx->pool) != KX_OK)
+    {
+        return KX_REASON_NO_MEMORY;
+    }
+
+    ngx_http_kontext_consent(ctx->conf, ar);
+
+    if (ar->consent == KX_CONSENT_SKIP) {
+        return KX_REASON_CONSENT;
+    }
+
+    if (ar->consent == KX_CONSENT_ANONYMOUS && s->init) {
+
+        /* it would say who is there: the next turn that may will send it */
+
+        s->init = 0;
+        ngx_http_kontext_session_init_cancel(&ctx->turn);
+    }
+
+    return KX_REASON_NONE;
+}
+
+
+/* what the session has told to ask is not asked: the next turn may */
+
+static void
+ngx_http_kontext_turn_drop(ngx_http_kontext_ctx_t *ctx,
+    ngx_http_kontext_session_t *s)
+{
+    if (s->init) {
+        ngx_http_kontext_session_init_cancel(&ctx->turn);
+    }
+
+    if (s->turn == KX_TURN_ASK) {
+        ngx_http_kontext_session_cancel(&ctx->turn);
+    }
 }
 
 

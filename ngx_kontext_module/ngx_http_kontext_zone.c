@@ -25,6 +25,8 @@ typedef struct {
     ngx_atomic_t                 counters[NGX_HTTP_KONTEXT_COUNTERS];
     kx_response_t               *responses;
     size_t                       nresponses;
+    kx_breaker_t                *breakers;
+    ngx_uint_t                   nbreakers;
     void                        *table;
     size_t                       size;
     ngx_uint_t                   share;
@@ -221,6 +223,7 @@ ngx_http_kontext_zone_add(ngx_conf_t *cf, ngx_str_t *name, ssize_t size,
     zone->share = NGX_HTTP_KONTEXT_SHARE;
     zone->streams = NGX_HTTP_KONTEXT_STREAMS;
     zone->fd = -1;
+    zone->main = kmcf;
 
     if (ngx_http_kontext_fds_keep(cf, zone) != NGX_OK) {
         return NGX_CONF_ERROR;
@@ -287,6 +290,14 @@ ngx_http_kontext_zone_init(ngx_shm_zone_t *shm_zone, void *data)
 
         shared->nresponses = len / sizeof(kx_response_t);
 
+        if (ngx_http_kontext_breakers_create(zone->main, shpool,
+                                             &shared->breakers,
+                                             &shared->nbreakers)
+            != NGX_OK)
+        {
+            return NGX_ERROR;
+        }
+
         /*
          * All that is left becomes the table: the slab allocator could not
          * be relied on after a worker died in it.
@@ -311,9 +322,13 @@ ngx_http_kontext_zone_init(ngx_shm_zone_t *shm_zone, void *data)
     zone->counters = shared->counters;
     zone->responses = shared->responses;
     zone->nresponses = shared->nresponses;
+    zone->breakers = shared->breakers;
+    zone->nbreakers = shared->nbreakers;
     zone->size = shared->size;
     zone->share = shared->share;
     zone->table = NULL;
+
+    ngx_http_kontext_breakers_init(zone, zone->main);
 
     if (data || shm_zone->shm.exists) {
         zone->table = kx_session_table_attach(shared->table, shared->size,

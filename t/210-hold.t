@@ -30,6 +30,10 @@ CONF
     server => <<'CONF',
         access_log               logs/events.log events;
 
+        # many of these ads come too late on purpose
+
+        kontext_breaker          off;
+
         kontext                  on;
         kontext_publisher_token  acme-dev;
         kontext_user_id          u-1;

@@ -47,6 +47,10 @@ CONF
         kontext_user_id          $http_x_user_id;
         kontext_conversation_id  c-1;
 
+        # one fault after the other
+
+        kontext_breaker          off;
+
         include kontext_ad_server.conf;
 
         # the least of a location

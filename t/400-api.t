@@ -27,6 +27,7 @@ my $TOKEN = 'token-of-the-publisher';
 my $TEXT = 'words-of-the-user';
 
 my $site = ApiSite->new(
+    http     => "kontext_consent ask;\n",
     api      => "kontext_publisher_token $TOKEN;",
     location => <<"CONF",
             kontext_publisher_token $TOKEN;

@@ -23,6 +23,7 @@ my $UUID = qr/[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}/;
 my $TIME = qr/\A\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z\z/;
 
 my $site = ApiSite->new(
+    http   => "kontext_consent ask;\n",
     server => <<'CONF',
         location /two/ {
             kontext_api;

@@ -1196,7 +1196,7 @@ CONF
 
 {
     my $small = ApiSite->new(
-        http   => 'kontext_zone kontext:32k;',
+        http   => 'kontext_zone kontext:48k;',
         server => <<'CONF',
         location /ping/ {
             kontext_api ping=200ms;

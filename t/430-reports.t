@@ -97,7 +97,10 @@ sub error_ok {
 
 sub site {
     my ($init, $preload, @args) = @_;
-    my $site = ApiSite->new(@args);
+
+    # how often it fails is what these tests are about
+
+    my $site = ApiSite->new(http => 'kontext_breaker off;', @args);
 
     $site->ads->on('/init', @{$init // [ 200, { enabled => $YES } ]});
     $site->ads->on('/preload', @$preload) if $preload;

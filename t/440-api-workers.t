@@ -29,6 +29,7 @@ sub site {
     my $site = ApiSite->new(
         workers => $workers,
         listen  => ' reuseport',
+        http    => "kontext_consent ask;\n",
         server  => 'location = /pid { kontext off; return 200 "$pid\n"; }',
         %args,
     );

@@ -12,6 +12,7 @@
 
 #include "hash.h"
 #include "protocol.h"
+#include "redact.h"
 
 
 #define SESSION   "019a5c20-11aa-7e02-8b6c-0d4e92f1a3c5"
@@ -125,6 +126,8 @@ message(kx_ad_request_t *r, kx_role_e role, const char *id,
     m->id = text(id);
     m->content.data = (unsigned char *) content;
     m->content.len = len;
+    m->raw.data = NULL;
+    m->raw.len = 0;
     m->created = 1772475611045ULL;
 
     return m;
@@ -697,6 +700,59 @@ failing_malloc(size_t size)
 }
 
 
+/* texts and raw strings, with and without something that is taken out */
+
+static void
+test_redacted(void **state)
+{
+    cJSON            *root;
+    unsigned          i, redact;
+    kx_message_t     *m;
+    kx_ad_request_t   r;
+
+    static const struct {
+        const char  *raw;            /* NULL: only the text is given */
+        const char  *text;
+        const char  *redacted;
+    } cases[] = {
+        { NULL, "I am bob@example.com", "I am [email]" },
+        { NULL, "Which \"shoes\"?", "Which \"shoes\"?" },
+        { "I am bob@example.com", "I am bob@example.com", "I am [email]" },
+        { "I am\\nbob@example.com", "I am\nbob@example.com",
+          "I am\n[email]" },
+        { "bob\\u0040example.com\\t\\\"", "bob@example.com\t\"",
+          "[email]\t\"" },
+        { "Which \\\"shoes\\\"?", "Which \"shoes\"?", "Which \"shoes\"?" },
+        { "Which shoes?", "Which shoes?", "Which shoes?" },
+    };
+
+    for (redact = 0; redact < 2; redact++) {
+        minimal(&r);
+        r.redact = redact ? KX_REDACT_ALL : 0;
+
+        for (i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+            m = message(&r, KX_ROLE_USER, "m", cases[i].text,
+                        strlen(cases[i].text));
+
+            if (cases[i].raw) {
+                m->content.data = NULL;
+                m->raw.data = (unsigned char *) cases[i].raw;
+                m->raw.len = strlen(cases[i].raw);
+            }
+        }
+
+        root = body_of(&r);
+
+        for (i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+            assert_string_equal(content_of(root, i),
+                                redact ? cases[i].redacted : cases[i].text);
+        }
+
+        cJSON_Delete(root);
+    }
+}
+
+
 /* without memory there is no body, and nothing is lost or left behind */
 
 static void
@@ -707,6 +763,7 @@ test_no_memory(void **state)
     size_t            len;
     kx_str_t          tag = kx_string("wise");
     cJSON_Hooks       hooks;
+    kx_message_t     *m;
     kx_ad_request_t   r;
 
     /* much that is to be escaped, so that it grows more than once */
@@ -716,7 +773,11 @@ test_no_memory(void **state)
     minimal(&r);
     message(&r, KX_ROLE_USER, "m1", big, sizeof(big));
     message(&r, KX_ROLE_USER, "m2", "Shoes?", 6);
+    message(&r, KX_ROLE_ASSISTANT, "m3", "To bob@example.com?", 19);
+    m = message(&r, KX_ROLE_USER, "m4", NULL, 19);
+    m->raw = text("To\\nann@example.com.");
 
+    r.redact = KX_REDACT_ALL;
     r.has_session = 1;
     r.user_email = text("a@example.com");
     r.device.user_agent = text("Mozilla/5.0 (X11)");
@@ -1746,6 +1807,7 @@ main(void)
         cmocka_unit_test(test_content_limit_ill_formed),
         cmocka_unit_test(test_ill_formed_text),
         cmocka_unit_test(test_reports),
+        cmocka_unit_test(test_redacted),
         cmocka_unit_test(test_no_memory),
         cmocka_unit_test(test_no_memory_report),
         cmocka_unit_test(test_no_memory_answer),

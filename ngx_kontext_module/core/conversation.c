@@ -54,6 +54,14 @@ typedef struct {
 } kx_ordinal_t;
 
 
+/* a message up to its role, and on to its content */
+
+typedef struct {
+    kx_str_t         role;
+    kx_str_t         content;
+} kx_usual_form_t;
+
+
 /* where texts go, one after the other */
 
 typedef struct {
@@ -64,6 +72,8 @@ typedef struct {
 
 static int kx_conversation_element(kx_conversation_t *cv, kx_json_t *j,
     kx_role_e (*role)(const kx_str_t *raw));
+static unsigned kx_conversation_usual(kx_json_t *j, kx_str_t *name,
+    kx_str_t *content);
 static int kx_conversation_keep(kx_conversation_t *cv, kx_role_e role,
     const kx_str_t *content, const kx_str_t *id);
 static unsigned kx_conversation_said(kx_conversation_t *cv,
@@ -105,6 +115,15 @@ static void kx_message_visible(void *data, const unsigned char *p,
     size_t len);
 static void kx_conversation_sha(void *data, const unsigned char *p,
     size_t len);
+
+
+/* what JSON.stringify() makes of a message, and json.dumps() of Python */
+
+static const kx_usual_form_t  kx_usual_forms[] = {
+    { kx_string("{\"role\":\""), kx_string("\",\"content\":\"") },
+    { kx_string("{\"role\": \""), kx_string("\", \"content\": \"") },
+    { kx_string(""), kx_string("") }
+};
 
 
 static const kx_str_t  kx_roles[] = {
@@ -220,6 +239,10 @@ kx_conversation_element(kx_conversation_t *cv, kx_json_t *j,
     int       rc;
     kx_str_t  key, name, content;
 
+    if (kx_conversation_usual(j, &name, &content)) {
+        return kx_conversation_message(cv, role(&name), &content, NULL);
+    }
+
     if (kx_json_type(j) != KX_JSON_OBJECT || kx_json_enter(j) != KX_OK) {
         return KX_ERROR;
     }
@@ -253,6 +276,62 @@ kx_conversation_element(kx_conversation_t *cv, kx_json_t *j,
     }
 
     return kx_conversation_message(cv, role(&name), &content, NULL);
+}
+
+
+/* consumes a message that is written as most clients do, or nothing */
+
+static unsigned
+kx_conversation_usual(kx_json_t *j, kx_str_t *name, kx_str_t *content)
+{
+    const unsigned char    *p, *end, *last;
+    const kx_usual_form_t  *form;
+
+    p = j->pos;
+    last = j->last;
+
+    for (form = kx_usual_forms; form->role.len; form++) {
+
+        if ((size_t) (last - p) > form->role.len
+            && memcmp(p, form->role.data, form->role.len) == 0)
+        {
+            break;
+        }
+    }
+
+    if (form->role.len == 0) {
+        return 0;
+    }
+
+    p += form->role.len;
+    name->data = (unsigned char *) p;
+
+    while (p < last && *p >= 'a' && *p <= 'z') {
+        p++;
+    }
+
+    name->len = (size_t) (p - name->data);
+
+    if ((size_t) (last - p) <= form->content.len
+        || memcmp(p, form->content.data, form->content.len) != 0)
+    {
+        return 0;
+    }
+
+    p += form->content.len;
+
+    end = kx_json_string_end(p, last);
+
+    if (end == NULL || ++end == last || *end != '}') {
+        return 0;
+    }
+
+    content->data = (unsigned char *) p - 1;
+    content->len = (size_t) (end - content->data);
+
+    j->pos = end + 1;
+
+    return 1;
 }
 
 

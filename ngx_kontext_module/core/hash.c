@@ -643,9 +643,8 @@ kx_base32_id(unsigned char *dst, const unsigned char id[KX_ID_LEN])
 {
     static const char  alphabet[] = "abcdefghijklmnopqrstuvwxyz234567";
 
-    int       shift;
-    uint64_t  bits;
     unsigned  i;
+    uint64_t  bits;
 
     /* five bytes are eight characters */
 
@@ -656,9 +655,16 @@ kx_base32_id(unsigned char *dst, const unsigned char id[KX_ID_LEN])
                | (uint64_t) id[i + 3] << 8
                | (uint64_t) id[i + 4];
 
-        for (shift = 35; shift >= 0; shift -= 5) {
-            *dst++ = (unsigned char) alphabet[bits >> shift & 31];
-        }
+        dst[0] = (unsigned char) alphabet[bits >> 35];
+        dst[1] = (unsigned char) alphabet[bits >> 30 & 31];
+        dst[2] = (unsigned char) alphabet[bits >> 25 & 31];
+        dst[3] = (unsigned char) alphabet[bits >> 20 & 31];
+        dst[4] = (unsigned char) alphabet[bits >> 15 & 31];
+        dst[5] = (unsigned char) alphabet[bits >> 10 & 31];
+        dst[6] = (unsigned char) alphabet[bits >> 5 & 31];
+        dst[7] = (unsigned char) alphabet[bits & 31];
+
+        dst += 8;
     }
 
     *dst++ = (unsigned char) alphabet[id[i] >> 3];

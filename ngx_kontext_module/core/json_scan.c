@@ -49,9 +49,11 @@ typedef struct {
 } kx_json_equal_t;
 
 
-static int kx_json_next(kx_json_t *j, unsigned object);
+static inline int kx_json_next(kx_json_t *j, unsigned object);
 static void kx_json_leave(kx_json_t *j);
-static const unsigned char *kx_json_quote(const unsigned char *start,
+static inline const unsigned char *kx_json_quote(const unsigned char *start,
+    const unsigned char *last);
+static const unsigned char *kx_json_quote_far(const unsigned char *start,
     const unsigned char *last);
 static int kx_json_scalar(kx_json_t *j);
 static int kx_json_number(kx_json_t *j);
@@ -211,7 +213,7 @@ kx_json_element(kx_json_t *j)
 
 /* goes over what stands in front of a member or an element */
 
-static int
+static inline int
 kx_json_next(kx_json_t *j, unsigned object)
 {
     unsigned char  c;
@@ -286,20 +288,26 @@ kx_json_string(kx_json_t *j, kx_str_t *raw)
 }
 
 
+const unsigned char *
+kx_json_string_end(const unsigned char *start, const unsigned char *last)
+{
+    return kx_json_quote(start, last);
+}
+
+
 /*
  * The quote that ends the string.  A quote is escaped by an odd number of
  * backslashes; no backslash is counted for more than one quote.
  */
 
-static const unsigned char *
+static inline const unsigned char *
 kx_json_quote(const unsigned char *start, const unsigned char *last)
 {
-    const unsigned char  *p, *slash;
-
 #ifdef __SSE2__
 
-    int      found;
-    __m128i  v;
+    int                   found;
+    __m128i               v;
+    const unsigned char  *p;
 
     /* most strings are names: short, and without backslashes */
 
@@ -320,6 +328,15 @@ kx_json_quote(const unsigned char *start, const unsigned char *last)
     }
 
 #endif
+
+    return kx_json_quote_far(start, last);
+}
+
+
+static const unsigned char *
+kx_json_quote_far(const unsigned char *start, const unsigned char *last)
+{
+    const unsigned char  *p, *slash;
 
     for (p = start; p < last; p++) {
         p = memchr(p, '"', (size_t) (last - p));

@@ -91,6 +91,13 @@ int kx_json_element(kx_json_t *j);
 int kx_json_string(kx_json_t *j, kx_str_t *raw);
 
 /*
+ * The quote that ends a string whose inside starts at start, or NULL: there is
+ * none before last.
+ */
+const unsigned char *kx_json_string_end(const unsigned char *start,
+    const unsigned char *last);
+
+/*
  * Consumes any value; raw (may be NULL) is its text, in place, with quotes
  * or brackets.  Nested values are checked, not only bracketed.
  */

@@ -22,7 +22,8 @@
 #define KX_REPLACED_LEN  3
 
 
-static int kx_json_write_room(kx_json_writer_t *w, size_t len);
+static inline int kx_json_write_room(kx_json_writer_t *w, size_t len);
+static int kx_json_write_grow(kx_json_writer_t *w, size_t len);
 static void kx_json_write_name(kx_json_writer_t *w, const char *name);
 static void kx_json_write(kx_json_writer_t *w, const void *p, size_t len);
 static size_t kx_json_write_plain(kx_json_writer_t *w, const unsigned char *p,
@@ -53,20 +54,30 @@ kx_json_write_init(kx_json_writer_t *w, size_t size)
 }
 
 
-/* is there room for len bytes?  There is none at all after a failure. */
+/*
+ * Is there room for len bytes, which are more than none?  There is none at all
+ * after a failure.
+ */
+
+static inline int
+kx_json_write_room(kx_json_writer_t *w, size_t len)
+{
+    if ((size_t) (w->end - w->pos) >= len) {
+        return KX_OK;
+    }
+
+    return kx_json_write_grow(w, len);
+}
+
 
 static int
-kx_json_write_room(kx_json_writer_t *w, size_t len)
+kx_json_write_grow(kx_json_writer_t *w, size_t len)
 {
     size_t          size, used;
     unsigned char  *p;
 
     if (w->start == NULL) {
         return KX_ERROR;
-    }
-
-    if ((size_t) (w->end - w->pos) >= len) {
-        return KX_OK;
     }
 
     used = (size_t) (w->pos - w->start);
@@ -93,7 +104,10 @@ void
 kx_json_write_open(kx_json_writer_t *w, const char *name, char bracket)
 {
     kx_json_write_name(w, name);
-    kx_json_write(w, &bracket, 1);
+
+    if (kx_json_write_room(w, 1) == KX_OK) {
+        *w->pos++ = (unsigned char) bracket;
+    }
 
     w->comma = 0;
 }
@@ -102,7 +116,9 @@ kx_json_write_open(kx_json_writer_t *w, const char *name, char bracket)
 void
 kx_json_write_close(kx_json_writer_t *w, char bracket)
 {
-    kx_json_write(w, &bracket, 1);
+    if (kx_json_write_room(w, 1) == KX_OK) {
+        *w->pos++ = (unsigned char) bracket;
+    }
 
     w->comma = 1;
 }
@@ -159,7 +175,12 @@ kx_json_write_string(kx_json_writer_t *w, const char *name, const kx_str_t *s,
     const unsigned char  *p, *start, *last;
 
     kx_json_write_name(w, name);
-    kx_json_write(w, "\"", 1);
+
+    if (kx_json_write_room(w, 1) != KX_OK) {
+        return;
+    }
+
+    *w->pos++ = '"';
 
     p = s->data;
     last = s->len ? p + s->len : p;
@@ -207,7 +228,9 @@ kx_json_write_string(kx_json_writer_t *w, const char *name, const kx_str_t *s,
         max -= n;
     }
 
-    kx_json_write(w, "\"", 1);
+    if (kx_json_write_room(w, 1) == KX_OK) {
+        *w->pos++ = '"';
+    }
 }
 
 
@@ -286,6 +309,26 @@ kx_json_write_plain(kx_json_writer_t *w, const unsigned char *p, size_t len)
 
         dst += 16;
         p += 16;
+    }
+
+    if (p > start && p < last) {
+
+        /* the last bytes are read together with some in front of them */
+
+        v = _mm_loadu_si128((const __m128i *) (last - 16));
+
+        special = _mm_or_si128(_mm_cmpeq_epi8(v, _mm_set1_epi8('"')),
+                               _mm_cmpeq_epi8(v, _mm_set1_epi8('\\')));
+        special = _mm_or_si128(special,
+                               _mm_cmpeq_epi8(_mm_min_epu8(v, control), v));
+
+        if (_mm_movemask_epi8(_mm_or_si128(special, v)) == 0) {
+            _mm_storeu_si128((__m128i *) (dst + (last - p) - 16), v);
+
+            w->pos = dst + (last - p);
+
+            return (size_t) (last - start);
+        }
     }
 
 #endif
@@ -372,6 +415,17 @@ kx_json_write_bool(kx_json_writer_t *w, const char *name, unsigned flag)
     } else {
         kx_json_write(w, "false", 5);
     }
+}
+
+
+void
+kx_json_write_fail(kx_json_writer_t *w)
+{
+    cJSON_free(w->start);
+
+    w->start = NULL;
+    w->pos = NULL;
+    w->end = NULL;
 }
 
 

@@ -53,6 +53,9 @@ void kx_json_write_number(kx_json_writer_t *w, const char *name, double n);
 
 void kx_json_write_bool(kx_json_writer_t *w, const char *name, unsigned flag);
 
+/* As if there were no memory any more: there will be no text. */
+void kx_json_write_fail(kx_json_writer_t *w);
+
 /*
  * The text, which ends with a zero, and its length.  It is released with
  * cJSON_free().  NULL: there was no memory.

@@ -7,6 +7,7 @@
 #include "hash.h"
 #include "json_scan.h"
 #include "json_write.h"
+#include "redact.h"
 #include "tree.h"
 
 #include <math.h>
@@ -21,6 +22,7 @@
 #define KX_BODY_MAX            131072
 
 #define KX_DAY                 86400000
+#define KX_TIME_LEN            24
 #define KX_LAST_TIME           253402300799999ULL    /* the end of 9999 */
 
 #define KX_INSTALL_DOMAIN      "ngx_kontext install id 1"
@@ -36,6 +38,16 @@ typedef struct {
 } kx_writer_t;
 
 
+/* the text of a message, as it is sent */
+
+typedef struct {
+    kx_str_t              text;
+    unsigned char        *copy;
+    size_t                len;
+    unsigned              raw;       /* it is the message's raw string */
+} kx_said_t;
+
+
 static int kx_ad_request_strings(void *dst, const void *src,
     const size_t *offsets, const kx_pool_t *pool);
 static int kx_ad_request_string(kx_str_t *dst, const kx_str_t *src,
@@ -49,8 +61,10 @@ static void kx_protocol_placements(kx_json_writer_t *w,
 static size_t kx_protocol_size(const kx_ad_request_t *r);
 static void kx_protocol_messages(kx_json_writer_t *w,
     const kx_ad_request_t *r);
+static int kx_protocol_said(kx_said_t *said, const kx_message_t *m,
+    unsigned redact);
 static void kx_protocol_message(kx_json_writer_t *w, const kx_message_t *m,
-    size_t max);
+    const kx_said_t *said, size_t max);
 static void kx_protocol_sdk(kx_json_writer_t *w, const kx_ad_request_t *r);
 static void kx_protocol_device(kx_json_writer_t *w, const kx_device_t *d);
 static void kx_protocol_os(kx_json_writer_t *w, const kx_device_t *d);
@@ -101,12 +115,7 @@ static void kx_write(kx_writer_t *w, const void *p, size_t len);
 
 static unsigned kx_time_year(unsigned year);
 static unsigned kx_time_leap(unsigned year);
-static char *kx_time_digits(char *dst, unsigned n, unsigned width);
-
-
-static const unsigned char  kx_time_days[] = {
-    31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30
-};
+static inline char *kx_time_pair(char *dst, unsigned n);
 
 
 /* the strings of a request, up to an offset that is none */
@@ -152,6 +161,7 @@ kx_ad_request_who(kx_ad_request_t *dst, const kx_ad_request_t *src,
 {
     memset(dst, 0, sizeof(kx_ad_request_t));
 
+    dst->consent = src->consent;
     dst->has_session = src->has_session;
     memcpy(dst->session, src->session, KX_ID_LEN);
 
@@ -423,8 +433,9 @@ kx_protocol_size(const kx_ad_request_t *r)
 static void
 kx_protocol_messages(kx_json_writer_t *w, const kx_ad_request_t *r)
 {
-    size_t               len, left, max;
+    size_t               left, max;
     unsigned             i, n;
+    kx_said_t            said[KX_MAX_MESSAGES];
     const kx_message_t  *m;
 
     left = KX_MAX_CONTENT;
@@ -438,32 +449,39 @@ kx_protocol_messages(kx_json_writer_t *w, const kx_ad_request_t *r)
             continue;
         }
 
-        len = m->raw.len ? m->content.len : kx_json_write_len(&m->content);
+        if (kx_protocol_said(&said[n], m, r->redact) != KX_OK) {
+            kx_json_write_fail(w);
+            break;
+        }
 
-        if (len > left) {
+        if (said[n].len > left) {
 
             if (n) {
+                cJSON_free(said[n].copy);
                 break;
             }
 
             /* the newest one alone, and cut */
 
             max = left;
+            n = 1;
             i--;
             break;
         }
 
-        left -= len;
+        left -= said[n].len;
         n++;
     }
 
     kx_json_write_open(w, "messages", '[');
 
-    for ( /* void */ ; i < r->nmessages; i++) {
+    for ( /* void */ ; n > 0; i++) {
         m = &r->messages[i];
 
         if (m->role == KX_ROLE_USER || m->role == KX_ROLE_ASSISTANT) {
-            kx_protocol_message(w, m, max);
+            n--;
+            kx_protocol_message(w, m, &said[n], max);
+            cJSON_free(said[n].copy);
         }
     }
 
@@ -471,26 +489,99 @@ kx_protocol_messages(kx_json_writer_t *w, const kx_ad_request_t *r)
 }
 
 
-static void
-kx_protocol_message(kx_json_writer_t *w, const kx_message_t *m, size_t max)
+/* what is sent of a message's text; copy is to be released if it is KX_OK */
+
+static int
+kx_protocol_said(kx_said_t *said, const kx_message_t *m, unsigned redact)
 {
-    char  time[32];
+    int             rc;
+    kx_str_t        text;
+    unsigned char  *decoded;
+
+    said->copy = NULL;
+
+    if (m->raw.len == 0) {
+
+        /* one as long as there may be was cut, whatever stood there */
+
+        rc = kx_redact(&said->text, &said->copy, &m->content, redact,
+                       m->content.len > KX_MAX_CONTENT - 4);
+
+        said->raw = 0;
+        said->len = (rc == KX_OK) ? kx_json_write_len(&said->text) : 0;
+
+        return rc;
+    }
+
+    said->raw = 1;
+    said->len = m->content.len;
+
+    if (redact == 0) {
+        return KX_OK;
+    }
+
+    text = m->raw;
+    decoded = NULL;
+
+    if (memchr(m->raw.data, '\\', m->raw.len) != NULL) {
+
+        decoded = cJSON_malloc(m->content.len + 1);
+        if (decoded == NULL) {
+            return KX_ERROR;
+        }
+
+        text.data = decoded;
+        text.len = m->content.len;
+
+        if (kx_json_copy(&m->raw, decoded, text.len) != (ssize_t) text.len) {
+            cJSON_free(decoded);
+            return KX_ERROR;
+        }
+    }
+
+    rc = kx_redact(&said->text, &said->copy, &text, redact, 0);
+
+    cJSON_free(decoded);
+
+    if (said->copy) {
+        said->raw = 0;
+        said->len = kx_json_write_len(&said->text);
+    }
+
+    return rc;
+}
+
+
+static void
+kx_protocol_message(kx_json_writer_t *w, const kx_message_t *m,
+    const kx_said_t *said, size_t max)
+{
+    char             time[32];
+    kx_str_t         created;
+    const kx_str_t  *role;
+
+    static const kx_str_t  user = kx_string("user");
+    static const kx_str_t  assistant = kx_string("assistant");
 
     kx_protocol_time(time, m->created);
 
+    created.data = (unsigned char *) time;
+    created.len = KX_TIME_LEN;
+
+    role = (m->role == KX_ROLE_USER) ? &user : &assistant;
+
     kx_json_write_open(w, NULL, '{');
     kx_protocol_add(w, "id", &m->id);
-    kx_protocol_add_text(w, "role", (m->role == KX_ROLE_USER) ? "user"
-                                                              : "assistant");
+    kx_json_write_raw(w, "role", role);
 
-    if (m->raw.len) {
+    if (said->raw) {
         kx_json_write_raw(w, "content", &m->raw);
 
     } else {
-        kx_json_write_string(w, "content", &m->content, max);
+        kx_json_write_string(w, "content", &said->text, max);
     }
 
-    kx_protocol_add_text(w, "createdAt", time);
+    kx_json_write_raw(w, "createdAt", &created);
     kx_json_write_close(w, '}');
 }
 
@@ -799,6 +890,16 @@ kx_protocol_preload_answer(kx_preload_answer_t *a, unsigned status,
     }
 
     cJSON_Delete(root);
+}
+
+
+void
+kx_protocol_no_answer(kx_preload_answer_t *a, kx_ad_outcome_e outcome,
+    const char *code)
+{
+    memset(a, 0, sizeof(kx_preload_answer_t));
+
+    kx_protocol_outcome(a, outcome, code);
 }
 
 
@@ -1231,7 +1332,7 @@ void
 kx_protocol_time(char dst[32], uint64_t ms)
 {
     char      *p;
-    unsigned   day, msec, year, month, n;
+    unsigned   day, msec, year, month, leap;
 
     if (ms > KX_LAST_TIME) {
         ms = KX_LAST_TIME;
@@ -1250,33 +1351,32 @@ kx_protocol_time(char dst[32], uint64_t ms)
 
     day -= kx_time_year(year);
 
-    for (month = 1; month < 12; month++) {
-        n = kx_time_days[month - 1];
+    /* as if February had 30 days, months come every 367/12 days */
 
-        if (month == 2 && kx_time_leap(year)) {
-            n++;
-        }
+    leap = kx_time_leap(year);
 
-        if (day < n) {
-            break;
-        }
-
-        day -= n;
+    if (day >= 59 + leap) {
+        day += 2 - leap;
     }
 
-    p = kx_time_digits(dst, year, 4);
+    month = (12 * day + 373) / 367;
+    day -= (367 * month - 362) / 12;
+
+    p = kx_time_pair(dst, year / 100);
+    p = kx_time_pair(p, year % 100);
     *p++ = '-';
-    p = kx_time_digits(p, month, 2);
+    p = kx_time_pair(p, month);
     *p++ = '-';
-    p = kx_time_digits(p, day + 1, 2);
+    p = kx_time_pair(p, day + 1);
     *p++ = 'T';
-    p = kx_time_digits(p, msec / 3600000, 2);
+    p = kx_time_pair(p, msec / 3600000);
     *p++ = ':';
-    p = kx_time_digits(p, msec / 60000 % 60, 2);
+    p = kx_time_pair(p, msec / 60000 % 60);
     *p++ = ':';
-    p = kx_time_digits(p, msec / 1000 % 60, 2);
+    p = kx_time_pair(p, msec / 1000 % 60);
     *p++ = '.';
-    p = kx_time_digits(p, msec % 1000, 3);
+    *p++ = (char) ('0' + msec / 100 % 10);
+    p = kx_time_pair(p, msec % 100);
     *p++ = 'Z';
     *p = '\0';
 }
@@ -1301,17 +1401,13 @@ kx_time_leap(unsigned year)
 }
 
 
-static char *
-kx_time_digits(char *dst, unsigned n, unsigned width)
+static inline char *
+kx_time_pair(char *dst, unsigned n)
 {
-    unsigned  i;
+    dst[0] = (char) ('0' + n / 10);
+    dst[1] = (char) ('0' + n % 10);
 
-    for (i = width; i > 0; i--) {
-        dst[i - 1] = (char) ('0' + n % 10);
-        n /= 10;
-    }
-
-    return dst + width;
+    return dst + 2;
 }
 
 

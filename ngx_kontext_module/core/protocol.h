@@ -111,6 +111,10 @@ typedef struct {
     kx_message_t        *messages;   /* oldest first, the user's newest last */
     unsigned             nmessages;
 
+    unsigned             redact;     /* KX_REDACT_* of redact.h, of messages */
+    unsigned             gpc;        /* the header Sec-GPC said so */
+    unsigned             consent;    /* kx_consent_e of consent.h */
+
     kx_device_t          device;
     kx_character_t       character;  /* used if id and name are given */
     kx_regulatory_t      regulatory;
@@ -215,6 +219,13 @@ void kx_protocol_init_answer(kx_init_answer_t *a, unsigned status,
 void kx_protocol_preload_answer(kx_preload_answer_t *a, unsigned status,
     const unsigned char *body, size_t len, const kx_str_t *placements,
     unsigned nplacements, unsigned track_only);
+
+/*
+ * The same for a preload that was not sent: an outcome without an ad, and why
+ * as a code of at most KX_MAX_CODE bytes.
+ */
+void kx_protocol_no_answer(kx_preload_answer_t *a, kx_ad_outcome_e outcome,
+    const char *code);
 
 /*
  * Writes the URL of a bid's frame (protocol.md 12.1), all parameters percent

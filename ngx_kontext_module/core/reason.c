@@ -24,6 +24,9 @@ static const kx_str_t  kx_reasons[] = {
     kx_string("no_session"),
     kx_string("session_disabled"),
     kx_string("no_memory"),
+    kx_string("consent"),
+    kx_string("breaker_open"),
+    kx_string("ad_calls_busy"),
 
     kx_string("response_status"),
     kx_string("response_type"),

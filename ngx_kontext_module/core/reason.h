@@ -32,6 +32,9 @@ typedef enum {
     KX_REASON_NO_SESSION,
     KX_REASON_DISABLED,
     KX_REASON_NO_MEMORY,
+    KX_REASON_CONSENT,
+    KX_REASON_BREAKER,
+    KX_REASON_BUSY,
 
     /* seen in the answer: nothing is put in */
     KX_REASON_STATUS,

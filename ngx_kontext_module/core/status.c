@@ -18,6 +18,17 @@ typedef struct {
 } kx_status_writer_t;
 
 
+/* what there is to say of a breaker but its state */
+
+typedef struct {
+    const char           *name;      /* of Prometheus, after "kontext_" */
+    const char           *member;    /* of JSON */
+    const char           *type;
+    const char           *help;
+    size_t                offset;
+} kx_status_breaker_number_t;
+
+
 /* a number of the status that is not one of a list */
 
 typedef struct {
@@ -32,11 +43,16 @@ typedef struct {
 
 static void kx_status_add(kx_status_writer_t *w, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
-static uint64_t kx_status_number(const kx_status_t *s, size_t offset);
+static uint64_t kx_status_number(const void *s, size_t offset);
 static void kx_status_json_list(kx_status_writer_t *w, const char *name,
     const char *const *names, const uint64_t *values, unsigned n);
 static void kx_status_json_calls(kx_status_writer_t *w,
     const kx_status_t *s);
+static void kx_status_json_breakers(kx_status_writer_t *w,
+    const kx_status_t *s);
+static void kx_status_breakers(kx_status_writer_t *w, const kx_status_t *s);
+static void kx_status_sample(kx_status_writer_t *w, const char *name,
+    const kx_status_breaker_t *b, uint64_t value);
 static void kx_status_json_times(kx_status_writer_t *w, const char *name,
     const kx_histogram_t *h);
 static void kx_status_family(kx_status_writer_t *w, const char *name,
@@ -63,6 +79,37 @@ static const char *const  kx_status_calls[] = {
 
 static const char *const  kx_status_outcomes[] = {
     "filled", "no_fill", "error", "ok", "failed", "cancelled"
+};
+
+
+static const char *const  kx_status_states[] = {
+    "closed", "open", "half_open"
+};
+
+
+static const kx_status_breaker_number_t  kx_status_breaker_numbers[] = {
+
+    { "calls_open", "calls", "gauge",
+      "Calls that the ad server has not answered.",
+      offsetof(kx_status_breaker_t, calls) },
+
+    { "calls_open_max", "max_calls", "gauge",
+      "Calls that there may be at the same time, 0: any number.",
+      offsetof(kx_status_breaker_t, max_calls) },
+
+    { "breaker_opened_total", "opened", "counter",
+      "How often the circuit breaker has opened.",
+      offsetof(kx_status_breaker_t, opened) },
+
+    { "breaker_refused_total", "refused", "counter",
+      "Preloads that were not sent because it was open.",
+      offsetof(kx_status_breaker_t, refused) },
+
+    { "calls_busy_total", "busy", "counter",
+      "Preloads that were not sent because there were too many calls.",
+      offsetof(kx_status_breaker_t, busy) },
+
+    { NULL, NULL, NULL, NULL, 0 }
 };
 
 
@@ -176,6 +223,7 @@ kx_status_json(unsigned char *dst, const unsigned char *end,
     kx_status_json_calls(&w, s);
     kx_status_json_times(&w, "preload", &s->n.preload);
     kx_status_json_times(&w, "hold", &s->n.hold);
+    kx_status_json_breakers(&w, s);
     kx_status_add(&w, "}\n");
 
     return w.pos;
@@ -209,7 +257,7 @@ kx_status_add(kx_status_writer_t *w, const char *format, ...)
 
 
 static uint64_t
-kx_status_number(const kx_status_t *s, size_t offset)
+kx_status_number(const void *s, size_t offset)
 {
     uint64_t  n;
 
@@ -258,6 +306,36 @@ kx_status_json_calls(kx_status_writer_t *w, const kx_status_t *s)
     }
 
     kx_status_add(w, "}");
+}
+
+
+static void
+kx_status_json_breakers(kx_status_writer_t *w, const kx_status_t *s)
+{
+    unsigned                           i;
+    const kx_status_breaker_t         *b;
+    const kx_status_breaker_number_t  *number;
+
+    kx_status_add(w, ",\"breakers\":[");
+
+    for (i = 0; i < s->nbreakers; i++) {
+        b = &s->breakers[i];
+
+        kx_status_add(w, "%s{\"server\":\"%.*s\",\"location\":\"%.*s\","
+                      "\"state\":\"%s\"", i ? "," : "",
+                      (int) b->server.len, (char *) b->server.data,
+                      (int) b->location.len, (char *) b->location.data,
+                      kx_status_states[b->state]);
+
+        for (number = kx_status_breaker_numbers; number->name; number++) {
+            kx_status_add(w, ",\"%s\":%" PRIu64, number->member,
+                          kx_status_number(b, number->offset));
+        }
+
+        kx_status_add(w, "}");
+    }
+
+    kx_status_add(w, "]");
 }
 
 
@@ -345,7 +423,58 @@ kx_status_prometheus(unsigned char *dst, const unsigned char *end,
                     "How long the end of an answer was held for its ad.",
                     &s->n.hold);
 
+    kx_status_breakers(&w, s);
+
     return w.pos;
+}
+
+
+static void
+kx_status_breakers(kx_status_writer_t *w, const kx_status_t *s)
+{
+    unsigned                           i, j;
+    const kx_status_breaker_t         *b;
+    const kx_status_breaker_number_t  *number;
+
+    if (s->nbreakers == 0) {
+        return;
+    }
+
+    kx_status_family(w, "breaker_state", "gauge",
+                     "The circuit breaker of an ad server, 1 for its state.");
+
+    for (i = 0; i < s->nbreakers; i++) {
+        b = &s->breakers[i];
+
+        for (j = 0; j < sizeof(kx_status_states) / sizeof(char *); j++) {
+            kx_status_add(w, "kontext_breaker_state{server=\"%.*s\","
+                          "location=\"%.*s\",state=\"%s\"} %u\n",
+                          (int) b->server.len, (char *) b->server.data,
+                          (int) b->location.len, (char *) b->location.data,
+                          kx_status_states[j], b->state == j);
+        }
+    }
+
+    for (number = kx_status_breaker_numbers; number->name; number++) {
+        kx_status_family(w, number->name, number->type, number->help);
+
+        for (i = 0; i < s->nbreakers; i++) {
+            kx_status_sample(w, number->name, &s->breakers[i],
+                             kx_status_number(&s->breakers[i],
+                                              number->offset));
+        }
+    }
+}
+
+
+static void
+kx_status_sample(kx_status_writer_t *w, const char *name,
+    const kx_status_breaker_t *b, uint64_t value)
+{
+    kx_status_add(w, "kontext_%s{server=\"%.*s\",location=\"%.*s\"} %"
+                  PRIu64 "\n", name,
+                  (int) b->server.len, (char *) b->server.data,
+                  (int) b->location.len, (char *) b->location.data, value);
 }
 
 

@@ -10,6 +10,7 @@
 #define _KX_STATUS_H_INCLUDED_
 
 
+#include "breaker.h"
 #include "reason.h"
 
 
@@ -17,6 +18,8 @@
 #define KX_STATUS_CALLS     4        /* init, preload, error, debug */
 #define KX_STATUS_BUCKETS   12       /* of a histogram, the last is "more" */
 #define KX_STATUS_MAX       32768    /* bytes of either form */
+#define KX_STATUS_NAME      128      /* bytes of a name that is shown */
+#define KX_STATUS_BREAKER   4096     /* and more for each breaker */
 
 
 /* how a call of the ad server has ended */
@@ -55,6 +58,18 @@ typedef struct {
 
 
 typedef struct {
+    kx_str_t        server;          /* KX_STATUS_NAME bytes at most */
+    kx_str_t        location;        /* the same */
+    kx_breaker_state_e  state;
+    uint64_t        calls;           /* under way */
+    uint64_t        max_calls;
+    uint64_t        opened;
+    uint64_t        refused;
+    uint64_t        busy;
+} kx_status_breaker_t;
+
+
+typedef struct {
     const char     *version;
     kx_str_t        zone;            /* its name */
     uint64_t        size;            /* of the table and the store, bytes */
@@ -68,6 +83,8 @@ typedef struct {
     uint64_t        streams;         /* of events, open */
     uint64_t        max_streams;
     kx_counters_t   n;
+    kx_status_breaker_t  *breakers;
+    unsigned        nbreakers;
 } kx_status_t;
 
 
@@ -75,8 +92,9 @@ typedef struct {
 unsigned kx_status_bucket(uint64_t ms);
 
 /*
- * Write the status into dst, KX_STATUS_MAX bytes at most; return the place
- * after it, or NULL when there is no room.
+ * Write the status into dst, at most KX_STATUS_MAX bytes and for each breaker
+ * KX_STATUS_BREAKER more; return the place after it, or NULL when there is no
+ * room.  Names have no characters that JSON or a label would have to quote.
  */
 unsigned char *kx_status_json(unsigned char *dst, const unsigned char *end,
     const kx_status_t *s);
