@@ -55,7 +55,8 @@ FUZZ := $(patsubst fuzz/%.c,%,$(wildcard fuzz/fuzz_*.c))
 
 
 .PHONY: all module unit streams fuzz fuzz-whole test nginx-tests style lint \
-        test-asan test-faults test-valgrind test-versions install clean FORCE
+        test-asan test-faults test-valgrind test-versions coverage install \
+        clean FORCE
 .DELETE_ON_ERROR:
 
 # "make CFLAGS=..." is for this file: nginx's Makefile has its own, with its
@@ -215,10 +216,13 @@ streams: $(STREAMS_DIR)/run
 
 
 # Fuzzers: a time box for each; a crashing input stays in $(BUILD)/fuzz.  They
-# start from the sample files beside the repository, if they are there.
+# start from fuzz/corpus, which fuzz/minimise makes, and from the sample files
+# beside the repository, if they are there.  fuzz/long runs them for hours; a
+# build with FUZZ_WITH= has no sanitizers and is several times as fast.
 
 FUZZ_DIR   = $(BUILD_DIR)/fuzz
-FUZZ_SAN   = -fsanitize=fuzzer-no-link,address,undefined \
+FUZZ_WITH  = ,address,undefined
+FUZZ_SAN   = -fsanitize=fuzzer-no-link$(FUZZ_WITH) \
              -fno-sanitize-recover=undefined
 FUZZ_CORE  = $(CORE:%.c=$(FUZZ_DIR)/obj/%.o)
 FUZZ_RUN   = $(FUZZ:%=run-%)
@@ -229,7 +233,7 @@ SAMPLES    = $(or $(KONTEXT_SHARED),../shared)/samples
 
 FUZZ_BARE  = fuzz_session fuzz_redact fuzz_consent
 
-.PHONY: $(FUZZ_RUN)
+.PHONY: fuzzers $(FUZZ_RUN)
 .SECONDARY: $(FUZZ_CORE) $(FUZZ:%=$(FUZZ_DIR)/obj/fuzz/%.o)
 
 $(FUZZ_DIR)/obj/%.o: %.c
@@ -237,7 +241,7 @@ $(FUZZ_DIR)/obj/%.o: %.c
 	$(FUZZ_CC) $(CORE_FLAGS) -O1 $(FUZZ_SAN) -MMD -MP -c -o $@ $<
 
 $(FUZZ:%=$(FUZZ_DIR)/%): $(FUZZ_DIR)/%: $(FUZZ_DIR)/obj/fuzz/%.o $(FUZZ_CORE)
-	$(FUZZ_CC) -fsanitize=fuzzer,address,undefined -o $@ $^ -lcjson
+	$(FUZZ_CC) -fsanitize=fuzzer$(FUZZ_WITH) -o $@ $^ -lcjson
 
 $(FUZZ_RUN): run-%: $(FUZZ_DIR)/%
 	@mkdir -p $(FUZZ_DIR)/corpus/$* $(FUZZ_DIR)/seeds/$*
@@ -253,6 +257,8 @@ $(FUZZ_RUN): run-%: $(FUZZ_DIR)/%
 
 fuzz: $(FUZZ_RUN)
 	@test -n "$(FUZZ_RUN)"
+
+fuzzers: $(FUZZ:%=$(FUZZ_DIR)/%)
 
 
 # Test::Nginx.  Ports and server roots are random so that files run side by
@@ -289,6 +295,13 @@ test-valgrind: nginx-tests
 
 test-versions:
 	util/test-versions
+
+
+# lines and branches that the unit tests and t/ run
+
+coverage:
+	BUILD=$(BUILD) CC='$(CC)' PROVE_JOBS=$(PROVE_JOBS) \
+	    util/coverage $(filter-out t,$(T))
 
 
 # The same t/ with an nginx of our own under AddressSanitizer, where each
