@@ -182,6 +182,8 @@ ngx_http_kontext_turn_start(ngx_http_kontext_ctx_t *ctx,
         return KX_REASON_NO_MEMORY;
     }
 
+    kx_conversation_learn(&ctx->cv, messages, n);
+
     ctx->ask->call->probe = probe;
 
     return KX_REASON_NONE;

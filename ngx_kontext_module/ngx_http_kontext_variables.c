@@ -28,6 +28,8 @@ static ngx_int_t ngx_http_kontext_variable_revenue(ngx_http_request_t *r,
     ngx_http_variable_value_t *v, uintptr_t data);
 static ngx_int_t ngx_http_kontext_variable_time(ngx_http_request_t *r,
     ngx_http_variable_value_t *v, uintptr_t data);
+static ngx_int_t ngx_http_kontext_variable_plain(ngx_http_request_t *r,
+    ngx_str_t *dst, const ngx_str_t *src);
 static void ngx_http_kontext_variable_set(ngx_http_variable_value_t *v,
     const ngx_str_t *value);
 
@@ -230,7 +232,7 @@ static ngx_int_t
 ngx_http_kontext_variable_string(ngx_http_request_t *r,
     ngx_http_variable_value_t *v, uintptr_t data)
 {
-    ngx_str_t               *value;
+    ngx_str_t               *value, plain;
     ngx_http_kontext_ctx_t  *ctx;
 
     ctx = ngx_http_kontext_variable_ctx(r);
@@ -247,7 +249,45 @@ ngx_http_kontext_variable_string(ngx_http_request_t *r,
         return NGX_OK;
     }
 
-    ngx_http_kontext_variable_set(v, value);
+    if (ngx_http_kontext_variable_plain(r, &plain, value) != NGX_OK) {
+        return NGX_ERROR;
+    }
+
+    ngx_http_kontext_variable_set(v, &plain);
+
+    return NGX_OK;
+}
+
+
+/*
+ * Ids come out of JSON of the client and of the model, and may have line ends:
+ * as a variable they become part of headers (proxy_set_header, add_header).
+ */
+
+static ngx_int_t
+ngx_http_kontext_variable_plain(ngx_http_request_t *r, ngx_str_t *dst,
+    const ngx_str_t *src)
+{
+    size_t  i;
+
+    *dst = *src;
+
+    for (i = 0; i < src->len; i++) {
+        if (src->data[i] >= 0x20 && src->data[i] != 0x7f) {
+            continue;
+        }
+
+        if (dst->data == src->data) {
+            dst->data = ngx_pnalloc(r->pool, src->len);
+            if (dst->data == NULL) {
+                return NGX_ERROR;
+            }
+
+            ngx_memcpy(dst->data, src->data, src->len);
+        }
+
+        dst->data[i] = '?';
+    }
 
     return NGX_OK;
 }

@@ -2,8 +2,8 @@
 
 # Copyright (C) the ngx_http_kontext_module authors
 #
-# docs/conformance.md and docs/sdk-tests.md: each test that they name is there,
-# no row is without one, and the numbers are right.
+# docs/conformance.md, docs/sdk-tests.md and docs/security.md: each test that
+# they name is there, no row is without one, and the numbers are right.
 
 use FindBin ();
 use lib "$FindBin::Bin/lib";
@@ -145,6 +145,38 @@ foreach my $page ('docs/conformance.md', 'docs/sdk-tests.md') {
               'docs/conformance.md: all of the protocol\'s list');
     is($count{SDKs}, 42,
        'docs/conformance.md: all of the SDKs\' features for a server');
+}
+
+
+# docs/security.md: each row about a promise has its tests, fuzzers or tools
+
+{
+    my $page = slurp('docs/security.md');
+    my $file = qr/(?:t|unit|fuzz|util|bench)\/[\w.\/-]+/;
+    my $name = qr/`$file(?:: [^`]+)?`/;
+    my ($rows, @wrong) = (0);
+
+    foreach my $row (rows('docs/security.md')) {
+        my ($n, $heading, @cells) = @$row;
+
+        next if $heading eq 'The parties';
+
+        $rows++;
+        push @wrong, "$n: tests and nothing else belong into the last cell"
+            if @cells != 3 || $cells[2] !~ /\A$name(?:, $name)*\z/;
+    }
+
+    cmp_ok($rows, '>', 30, 'docs/security.md: promises');
+    none('docs/security.md: each has what shows it', @wrong);
+    none('docs/security.md: the tests are there',
+         map { wrong(@$_) } tests($page));
+
+    # a unit test goes by its name
+
+    none('docs/security.md: so are the files',
+         grep { !-e "$ROOT/$_" && !-e "$ROOT/$_.c" } $page =~ /`($file)/g);
+    like(slurp('SECURITY.md'), qr/\]\(docs\/security\.md\)/,
+         'SECURITY.md: leads to it');
 }
 
 

@@ -191,7 +191,14 @@ chat_finish(chat_t *c, chat_result_t *res, kx_frame_t *fr,
         }
 
         chat_put(res, place->before.data, place->before.len);
-        chat_put(res, CHAT_PAYLOAD, sizeof(CHAT_PAYLOAD) - 1);
+
+        if (c->payload.data) {
+            chat_put(res, c->payload.data, c->payload.len);
+
+        } else {
+            chat_put(res, CHAT_PAYLOAD, sizeof(CHAT_PAYLOAD) - 1);
+        }
+
         chat_put(res, place->after.data, place->after.len);
     }
 

@@ -186,6 +186,7 @@ typedef struct {
     kx_conversation_t  cv;
     kx_answer_t        answer;
     kx_framer_t        framer;
+    kx_str_t           payload;      /* CHAT_PAYLOAD if data is NULL */
 } chat_t;
 
 

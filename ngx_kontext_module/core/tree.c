@@ -390,20 +390,3 @@ kx_tree_add(cJSON *object, const char *name, const kx_str_t *s, size_t max)
 
     return (item != NULL) ? KX_OK : KX_ERROR;
 }
-
-
-char *
-kx_tree_print(cJSON *root, size_t *len)
-{
-    char  *text;
-
-    text = cJSON_PrintUnformatted(root);
-
-    cJSON_Delete(root);
-
-    if (text != NULL) {
-        *len = strlen(text);
-    }
-
-    return text;
-}

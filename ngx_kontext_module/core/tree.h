@@ -52,8 +52,5 @@ char *kx_tree_text(const kx_str_t *s, size_t max, size_t *len,
 int kx_tree_add(cJSON *object, const char *name, const kx_str_t *s,
     size_t max);
 
-/* Prints a tree, which may be NULL, and deletes it.  NULL: no memory. */
-char *kx_tree_print(cJSON *root, size_t *len);
-
 
 #endif /* _KX_TREE_H_INCLUDED_ */
