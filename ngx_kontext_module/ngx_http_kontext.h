@@ -523,6 +523,7 @@ struct ngx_http_kontext_ctx_s {
     unsigned                           guess:1;    /* the body tells */
     unsigned                           derived:1;  /* the conversation's id */
     unsigned                           track_only:1;
+    unsigned                           identify:1; /* and nothing else */
     unsigned                           waiting:1;  /* asked by another one */
     unsigned                           header_seen:1;
     unsigned                           streaming:1;/* it is read along */

@@ -508,14 +508,17 @@ ngx_http_kontext_enable(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
         || (value->len == 1 && value->data[0] == '0')
         || value->len == 0
         || (value->len == 10
-            && ngx_strncmp(value->data, "track_only", 10) == 0))
+            && ngx_strncmp(value->data, "track_only", 10) == 0)
+        || (value->len == 8
+            && ngx_strncmp(value->data, "identify", 8) == 0))
     {
         return NGX_CONF_OK;
     }
 
     ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
                        "invalid value \"%V\" in \"kontext\", it must be "
-                       "\"on\", \"off\", \"track_only\" or a variable",
+                       "\"on\", \"off\", \"track_only\", \"identify\" or a "
+                       "variable",
                        value);
 
     return NGX_CONF_ERROR;
@@ -1317,6 +1320,14 @@ ngx_http_kontext_merge_loc_conf(ngx_conf_t *cf, void *parent, void *child)
                              || value->len == 3));
 
     if (!conf->enabled && !conf->api) {
+        return NGX_CONF_OK;
+    }
+
+    if (!conf->api && conf->enable->lengths == NULL && value->len == 8) {
+
+        /* "identify" asks nobody for anything */
+
+        kmcf->used = 1;
         return NGX_CONF_OK;
     }
 

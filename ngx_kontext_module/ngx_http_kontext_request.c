@@ -13,7 +13,8 @@
 typedef enum {
     NGX_HTTP_KONTEXT_MODE_OFF = 0,
     NGX_HTTP_KONTEXT_MODE_ON,
-    NGX_HTTP_KONTEXT_MODE_TRACK
+    NGX_HTTP_KONTEXT_MODE_TRACK,
+    NGX_HTTP_KONTEXT_MODE_IDENTIFY
 } ngx_http_kontext_mode_e;
 
 
@@ -127,6 +128,7 @@ ngx_http_kontext_handler(ngx_http_request_t *r)
     }
 
     ctx->track_only = (mode == NGX_HTTP_KONTEXT_MODE_TRACK);
+    ctx->identify = (mode == NGX_HTTP_KONTEXT_MODE_IDENTIFY);
 
     reason = ngx_http_kontext_check_request(r, klcf);
 
@@ -166,6 +168,11 @@ ngx_http_kontext_mode(ngx_http_request_t *r,
                && ngx_strncmp(value.data, "track_only", 10) == 0)
     {
         *mode = NGX_HTTP_KONTEXT_MODE_TRACK;
+
+    } else if (value.len == 8
+               && ngx_strncmp(value.data, "identify", 8) == 0)
+    {
+        *mode = NGX_HTTP_KONTEXT_MODE_IDENTIFY;
     }
 
     return NGX_OK;
@@ -352,6 +359,21 @@ ngx_http_kontext_body_handler(ngx_http_request_t *r)
     ctx->body_done = 1;
 
     ngx_http_kontext_choose(ctx);
+
+    if (ctx->identify) {
+
+        /* whoever is to have the request depends on what it says */
+
+        ngx_http_kontext_analyse(ctx);
+
+        ctx->ended = 1;
+
+        r->preserve_body = 1;
+        r->write_event_handler = ngx_http_core_run_phases;
+
+        ngx_http_core_run_phases(r);
+        return;
+    }
 
     if (ctx->conf->inject == NGX_HTTP_KONTEXT_INJECT_TEXT) {
 
@@ -549,7 +571,15 @@ ngx_http_kontext_analyse(ngx_http_kontext_ctx_t *ctx)
         reason = ngx_http_kontext_understand(ctx, &body, &scratch);
     }
 
-    if (reason == KX_REASON_NONE && ctx->ended) {
+    if (ctx->identify) {
+
+        /* that is all */
+
+        if (reason == KX_REASON_NO_TOKEN) {
+            reason = KX_REASON_NONE;
+        }
+
+    } else if (reason == KX_REASON_NONE && ctx->ended) {
 
         /* the answer was there before anything could be asked */
 

@@ -86,7 +86,7 @@ sub new {
         $self->start_store;
     }
 
-    $self->{nodes} = [ map { $self->_node($_) } 1 .. $args{nodes} // 2 ];
+    $self->{nodes} = [ map { $self->_node($_) } 1 .. ($args{nodes} // 2) ];
 
     return $self;
 }
@@ -165,6 +165,13 @@ sub replace {
 
 
 sub status { return $_[0]->node($_[1])->client->get('/status')->read_response->json }
+
+
+# what a test of another nginx needs: its modules, and something with an addr
+
+sub modules { $_[0]{modules} }
+sub memcached { return bless { addr => $_[0]{addr} }, 'Nodes::Memcached' }
+sub Nodes::Memcached::addr { $_[0]{addr} }
 
 
 # a number of the records of a node; and waits for it to be n
