@@ -438,6 +438,7 @@ struct ngx_http_kontext_fetch_s {
     ngx_http_kontext_call_t           *call;       /* NULL: it is answered */
     ngx_pool_t                        *pool;
     u_char                            *copy;       /* of the body, or NULL */
+    size_t                             kept;       /* its bytes */
     kx_message_t                      *messages;
     ngx_uint_t                         n;
     u_char                             digest[KX_ID_LEN];
@@ -475,6 +476,7 @@ struct ngx_http_kontext_ctx_s {
     kx_pool_t                          pool;
     kx_conversation_t                  cv;
     ngx_event_t                        analyse;    /* timer, or posted */
+    size_t                             copied;     /* of the body, bytes */
 
     /* session */
     ngx_http_kontext_turn_t            turn;

@@ -552,6 +552,8 @@ ngx_http_kontext_analyse(ngx_http_kontext_ctx_t *ctx)
     reason = ngx_http_kontext_read_body(ctx, ctx->conf->max_body, &body,
                                         &copy);
 
+    ctx->copied = copy ? body.len : 0;
+
     /* the texts are needed until the ad calls are written, and no longer */
 
     pool = NULL;

@@ -15,6 +15,9 @@
 #define NGX_HTTP_KONTEXT_STORE_TIMEOUT  500     /* ms */
 #define NGX_HTTP_KONTEXT_STORE_CALLS    1024    /* of a worker */
 
+/* bytes of request bodies that a worker keeps while the store is asked */
+#define NGX_HTTP_KONTEXT_STORE_KEPT     67108864
+
 /* s: memcached takes larger ones for a date */
 #define NGX_HTTP_KONTEXT_STORE_EXPTIME  2592000
 
@@ -48,6 +51,7 @@ static void ngx_http_kontext_store_deleted(ngx_http_kontext_call_t *call);
 /* of this worker, under way */
 
 static ngx_uint_t  ngx_http_kontext_store_calls;
+static size_t      ngx_http_kontext_store_kept;
 
 
 char *
@@ -325,6 +329,13 @@ ngx_http_kontext_store_fetch(ngx_http_kontext_ctx_t *ctx,
 {
     ngx_http_kontext_call_t  *call;
 
+    if (ctx->copied > NGX_HTTP_KONTEXT_STORE_KEPT
+                      - ngx_http_kontext_store_kept)
+    {
+        ngx_http_kontext_count(ctx->turn.zone, records.refused, 1);
+        return NGX_DECLINED;
+    }
+
     call = ngx_http_kontext_store_call(ctx->request, &ctx->turn,
                                        NGX_HTTP_GET);
     if (call == NULL) {
@@ -341,6 +352,9 @@ ngx_http_kontext_store_fetch(ngx_http_kontext_ctx_t *ctx,
     fetch->ctx = ctx;
     fetch->call = call;
     fetch->found = 0;
+    fetch->kept = ctx->copied;
+
+    ngx_http_kontext_store_kept += fetch->kept;
 
     ctx->fetch = fetch;
 
@@ -402,6 +416,8 @@ ngx_http_kontext_store_leave(ngx_http_kontext_ctx_t *ctx)
         ngx_http_kontext_store_over(fetch->call);
         ngx_http_kontext_call_cancel(fetch->call);
     }
+
+    ngx_http_kontext_store_kept -= fetch->kept;
 
     copy = fetch->copy;
     pool = fetch->pool;

@@ -242,6 +242,45 @@ foreach my $how ('a preload', '/init') {
 }
 
 
+# sessions of the API are the same ones
+
+{
+    my $site = Nodes->new(server => <<'CONF');
+        location /kontext/ {
+            kontext_api;
+            kontext_publisher_token acme-dev;
+            kontext_user_id $http_x_user;
+            kontext_store /kontext_store;
+        }
+CONF
+
+    my $made = $site->node(1)->client->post_json('/kontext/sessions',
+        { conversationId => 'c-1' }, 'X-User' => 'u-1')->read_response;
+
+    is($made->status, 201, 'the API: a session');
+    $site->wait_records(1, 'saved', 1);
+
+    my $turn = $site->turn('One?', { on => 2 });
+
+    is($site->calls('/init'), 1, 'the API: one /init, also elsewhere');
+    $site->wait_records(2, 'saved', 1);
+
+    my $id = $made->json->{sessionId};
+
+    is($site->node(1)->client->request('DELETE', "/kontext/sessions/$id", '',
+                                       'X-User' => 'u-1')
+            ->read_response->status, 204, 'the API: closed');
+    $site->wait_records(1, 'deleted', 1);
+    $site->replace(2);
+
+    my $next = $site->turn('One?', 'So.', 'Two?', { on => 2 });
+
+    is($next->{preload}{sessionId}, undef, 'the API: closed on all nodes');
+    is($site->calls('/init'), 2, 'the API: a new session');
+    $site->stop_ok;
+}
+
+
 # what lies in the store says nothing of anybody
 
 {
