@@ -319,4 +319,14 @@ foreach my $line ('kontext_store /s;', 'kontext_store off;',
 }
 
 
+# a balancer needs nothing but the directive
+
+{
+    my ($ok, $output) = Kontext::Nginx->test_config(
+        server => 'location / { kontext identify; return 204; }');
+
+    ok($ok, 'nginx -t: kontext identify alone') or diag($output);
+}
+
+
 done_testing;
