@@ -54,8 +54,9 @@ UNIT := $(patsubst unit/%.c,%,$(wildcard unit/test_*.c))
 FUZZ := $(patsubst fuzz/%.c,%,$(wildcard fuzz/fuzz_*.c))
 
 
-.PHONY: all module unit fuzz test nginx-tests style lint test-asan \
-        test-valgrind test-versions coverage install clean FORCE
+.PHONY: all module unit streams fuzz fuzz-whole test nginx-tests style lint \
+        test-asan test-faults test-valgrind test-versions coverage install \
+        clean FORCE
 .DELETE_ON_ERROR:
 
 # "make CFLAGS=..." is for this file: nginx's Makefile has its own, with its
@@ -116,6 +117,26 @@ $(CHOP): t/chop/config t/chop/ngx_http_chop_module.c $(OBJS)/Makefile
 	cp $(BUILD_DIR)/chop/ngx_http_chop_module.so $@
 
 
+# And the module with calls that fail, for t/700-faults.t: its own objects,
+# linked anew.
+
+FAULTS = $(BUILD_DIR)/ngx_http_kontext_faults_module.so
+
+$(FAULTS): t/faults/faults.c $(MODULE)
+	$(CC) $(CFLAGS) -fPIC $(NGINX_INCS:%=-I$(BUILD_DIR)/nginx/src/%) \
+	    -I$(OBJS) -Ingx_kontext_module -c -o $(BUILD_DIR)/faults.o $<
+	$(CC) $(CFLAGS) -shared $(LDFLAGS) -o $@ $(BUILD_DIR)/faults.o \
+	    `nm $(BUILD_DIR)/faults.o | sed -n 's/.* T __wrap_/-Wl,--wrap=/p'` \
+	    `find $(OBJS) -name '*.o'` -lcjson
+
+
+# For util/chaos and util/soak: the walk of a zone.
+
+$(BUILD_DIR)/zone-walk: t/chaos/zone-walk.c $(CORE) $(HDRS)
+	@mkdir -p $(BUILD_DIR)
+	$(CC) $(CORE_FLAGS) $(CFLAGS) -o $@ $< $(CORE) -lcjson
+
+
 # Unit tests: the core without nginx, once under the sanitizers and once
 # without for the tests that kill processes on purpose.
 
@@ -159,10 +180,39 @@ $(filter $(UNIT_PLAIN:%=$(UNIT_DIR)/%),$(UNIT_RUN)): \
 $(UNIT_DIR)/%: $(UNIT_DIR)/plain/unit/%.o $(UNIT_BARE)
 	$(CC) -o $@ $^ $(UNIT_LIBS)
 
-unit: $(UNIT_RUN)
+unit: $(UNIT_RUN) streams
 	@util/run-unit $(UNIT_RUN)
 
--include $(shell find $(BUILD)/unit $(BUILD)/fuzz -name '*.d' 2>/dev/null)
+
+# Random streams, splits and faults through the module's filters, without
+# nginx: see fuzz/streams.c.  "make streams STREAMS=10000000" is the long run,
+# SAN= makes it ten times as fast.
+
+STREAMS      = 20000
+STREAMS_SEED = 1
+STREAMS_DIR  = $(BUILD_DIR)/streams$(if $(SAN),,-bare)
+STREAMS_SRCS = fuzz/streams.c $(patsubst %,\
+                   ngx_kontext_module/ngx_http_kontext_%.c,\
+                   filter stream whole hold out answer)
+STREAMS_OBJS = $(STREAMS_SRCS:%.c=$(STREAMS_DIR)/%.o) \
+               $(CORE:%.c=$(if $(SAN),$(UNIT_DIR)/san,$(UNIT_DIR)/plain)/%.o)
+NGINX_INCS   = core event event/modules event/quic os/unix http http/modules \
+               http/v2 http/v3
+
+$(STREAMS_DIR)/%.o: %.c $(OBJS)/Makefile
+	@mkdir -p $(@D)
+	$(CC) $(CORE_FLAGS) -O2 $(SAN) -MMD -MP -I$(OBJS) \
+	    $(NGINX_INCS:%=-I$(BUILD_DIR)/nginx/src/%) -c -o $@ $<
+
+$(STREAMS_DIR)/run: $(STREAMS_OBJS)
+	$(CC) $(SAN) -o $@ $^ -lcjson
+
+streams: $(STREAMS_DIR)/run
+	@$< $(STREAMS_SEED) $(STREAMS) > $(STREAMS_DIR)/log 2>&1 \
+	    || { cat $(STREAMS_DIR)/log; echo "fuzz/streams .. FAILED"; exit 1; }
+	@cat $(STREAMS_DIR)/log
+
+-include $(shell find $(BUILD)/unit $(BUILD)/fuzz $(BUILD)/streams* -name '*.d' 2>/dev/null)
 
 
 # Fuzzers: a time box for each; a crashing input stays in $(BUILD)/fuzz.  They
@@ -219,9 +269,15 @@ PROVE = TEST_NGINX_BINARY=$(NGINX_BIN) TEST_NGINX_RANDOMIZE=1 \
         TEST_NGINX_LOAD_MODULES="$(wildcard $(ECHO_MODULE)) $(MODULE)" \
         KONTEXT_BUILD=$(BUILD_DIR)
 
-nginx-tests: module $(CHOP)
+nginx-tests: module $(CHOP) $(FAULTS)
 	@mkdir -p $(BUILD_DIR)
 	$(PROVE) prove -j $(PROVE_JOBS) -It/lib -r $(T)
+
+# each call of t/700-faults.t, not one of five
+
+test-faults: T = t/700-faults.t
+test-faults: PROVE += KONTEXT_FAULT_STEP=1
+test-faults: nginx-tests
 
 test: unit style nginx-tests
 
@@ -256,15 +312,28 @@ SPLIT_STEP = 11
 
 ASAN_NGINX = $(or $(KONTEXT_CACHE),$(BUILD_DIR))/asan-nginx
 
+ASAN_MAKE = $(MAKE) --no-print-directory BUILD=$(BUILD)/asan \
+            NGINX_SRC=$(ASAN_NGINX)/source NGINX_BIN=$(ASAN_NGINX)/nginx \
+            NGINX_CONF_FLAGS="$$(cat $(ASAN_NGINX)/conf_flags)" \
+            CC='$(CC)' CFLAGS='-O1 -g $(SAN) -DNGX_DEBUG_PALLOC=1' \
+            LDFLAGS='$(SAN)'
+
 test-asan:
 	util/asan-nginx $(ASAN_NGINX)
-	+KONTEXT_SPLIT_STEP=$(SPLIT_STEP) \
+	+KONTEXT_SPLIT_STEP=$(SPLIT_STEP) KONTEXT_FAULT_STEP=$(SPLIT_STEP) \
 	    util/sanitized $(BUILD_DIR)/asan-reports \
-	    $(MAKE) --no-print-directory nginx-tests BUILD=$(BUILD)/asan \
-	    NGINX_SRC=$(ASAN_NGINX)/source NGINX_BIN=$(ASAN_NGINX)/nginx \
-	    NGINX_CONF_FLAGS="$$(cat $(ASAN_NGINX)/conf_flags)" \
-	    CC='$(CC)' CFLAGS='-O1 -g $(SAN) -DNGX_DEBUG_PALLOC=1' \
-	    LDFLAGS='$(SAN)' T='$(T)' PROVE_JOBS='$(PROVE_JOBS)'
+	    $(ASAN_MAKE) nginx-tests T='$(T)' PROVE_JOBS='$(PROVE_JOBS)'
+
+# And a time box for random chats through that nginx: fuzz/whole.mjs.
+
+WHOLE_SECONDS = 10
+
+fuzz-whole:
+	util/asan-nginx $(ASAN_NGINX)
+	+$(ASAN_MAKE) module
+	KONTEXT_BUILD=$(BUILD_DIR)/asan TEST_NGINX_BINARY=$(ASAN_NGINX)/nginx \
+	    util/sanitized $(BUILD_DIR)/whole-reports \
+	    node fuzz/whole.mjs $(WHOLE_SECONDS) $(WHOLE_SEED)
 
 
 install: module

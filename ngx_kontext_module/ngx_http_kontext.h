@@ -460,11 +460,13 @@ struct ngx_http_kontext_ctx_s {
     u_char                            *held;       /* from the finish on */
     size_t                             held_len;
     size_t                             held_size;
+    ngx_chain_t                       *spare;      /* for want of memory */
     ngx_chain_t                       *free;
     ngx_chain_t                       *busy;
     size_t                             copies;     /* bytes in busy */
 
     ngx_event_t                        wake;       /* posted */
+    ngx_http_posted_request_t          posted;     /* run at once */
     ngx_event_t                        grace;      /* timer */
     ngx_http_kontext_watch_t           watch;      /* of another one's ask */
     ngx_msec_t                         hold_start;
@@ -1097,9 +1099,15 @@ void ngx_http_kontext_hold_start(ngx_http_kontext_ctx_t *ctx);
 /* Is there nothing more to wait for? */
 ngx_uint_t ngx_http_kontext_hold_over(ngx_http_kontext_ctx_t *ctx);
 
-/* Links what is held, with the ad or without. */
+/*
+ * Links what is held, with the ad or without.  NGX_ERROR: no memory, and it is
+ * still held.
+ */
 ngx_int_t ngx_http_kontext_hold_release(ngx_http_kontext_ctx_t *ctx,
     ngx_chain_t ***ll);
+
+/* The wait is over, whatever becomes of what is held. */
+void ngx_http_kontext_hold_end(ngx_http_kontext_ctx_t *ctx);
 
 /* The result of the preload is there: posts an event. */
 void ngx_http_kontext_hold_wake(ngx_http_kontext_ctx_t *ctx);
@@ -1125,9 +1133,27 @@ ngx_int_t ngx_http_kontext_out_link(ngx_http_kontext_ctx_t *ctx,
 ngx_int_t ngx_http_kontext_out_own(ngx_http_kontext_ctx_t *ctx,
     ngx_chain_t ***ll, u_char *p, size_t len);
 
-/* What is held from p on, and the end of the answer if it has come. */
+/*
+ * What is held from p on, and the end of the answer if it has come.  After
+ * NGX_ERROR it is still held, and nothing was linked.
+ */
 ngx_int_t ngx_http_kontext_out_held(ngx_http_kontext_ctx_t *ctx,
     ngx_chain_t ***ll, u_char *p);
+
+/* Memory for ngx_http_kontext_out_rest() and ngx_http_kontext_out_flush(). */
+ngx_int_t ngx_http_kontext_out_spare(ngx_http_kontext_ctx_t *ctx);
+
+/*
+ * There is no memory for the answer as it was to be: what is held and what
+ * came of a frame goes as it is, then in, whose links stay those of its owner:
+ * the chain is to be cut at *ll after it was sent.  Needs no memory.
+ */
+void ngx_http_kontext_out_rest(ngx_http_kontext_ctx_t *ctx,
+    ngx_chain_t ***ll, ngx_chain_t *in);
+
+/* A flush, once in an answer.  Needs no memory. */
+void ngx_http_kontext_out_flush(ngx_http_kontext_ctx_t *ctx,
+    ngx_chain_t ***ll);
 
 /* A copy of bytes. */
 ngx_int_t ngx_http_kontext_out_copy(ngx_http_kontext_ctx_t *ctx,

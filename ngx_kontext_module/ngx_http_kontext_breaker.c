@@ -26,6 +26,15 @@ static ngx_uint_t ngx_http_kontext_breaker_used(
     ngx_http_kontext_main_conf_t *kmcf, uint64_t key);
 
 
+static const kx_breaker_conf_t  ngx_http_kontext_breaker_default = {
+    .failures = 50,
+    .min = 20,
+    .window = 10000,
+    .probe = 1000,
+    .stall = 500
+};
+
+
 char *
 ngx_http_kontext_breaker(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
 {
@@ -42,11 +51,7 @@ ngx_http_kontext_breaker(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
         return "is duplicate";
     }
 
-    breaker->failures = 50;
-    breaker->min = 20;
-    breaker->window = 10000;
-    breaker->probe = 1000;
-    breaker->stall = 500;
+    *breaker = ngx_http_kontext_breaker_default;
 
     value = cf->args->elts;
 
@@ -163,11 +168,7 @@ ngx_http_kontext_breaker_merge(ngx_http_kontext_loc_conf_t *conf,
     }
 
     if (conf->breaker.failures == 0) {
-        conf->breaker.failures = 50;
-        conf->breaker.min = 20;
-        conf->breaker.window = 10000;
-        conf->breaker.probe = 1000;
-        conf->breaker.stall = 500;
+        conf->breaker = ngx_http_kontext_breaker_default;
     }
 
     ngx_conf_merge_value(conf->max_calls, prev->max_calls,

@@ -219,7 +219,9 @@ static ngx_int_t
 ngx_http_kontext_open(ngx_http_request_t *r, ngx_http_kontext_ctx_t *ctx,
     kx_framing_e framing)
 {
-    if (ngx_http_kontext_answer_open(ctx, framing) != NGX_OK) {
+    if (ngx_http_kontext_out_spare(ctx) != NGX_OK
+        || ngx_http_kontext_answer_open(ctx, framing) != NGX_OK)
+    {
         ngx_http_kontext_refuse(ctx, KX_REASON_NO_MEMORY);
         return NGX_DECLINED;
     }

@@ -173,22 +173,10 @@ ngx_http_kontext_hold_over(ngx_http_kontext_ctx_t *ctx)
 ngx_int_t
 ngx_http_kontext_hold_release(ngx_http_kontext_ctx_t *ctx, ngx_chain_t ***ll)
 {
-    u_char              *p;
-    ngx_http_request_t  *r;
+    u_char        *p;
+    ngx_chain_t  **start;
 
-    r = ctx->request;
-
-    ctx->holding = 0;
-    ctx->passing = 1;
-    ctx->hold_time = ngx_current_msec - ctx->hold_start;
-
-    r->buffered &= ~NGX_HTTP_KONTEXT_BUFFERED;
-
-    if (ctx->grace.timer_set) {
-        ngx_del_timer(&ctx->grace);
-    }
-
-    ngx_http_kontext_unwatch(&ctx->watch);
+    ngx_http_kontext_hold_end(ctx);
 
     if (ctx->status == NGX_HTTP_KONTEXT_PENDING
         && !(ctx->ask && ngx_http_kontext_ask_failing(ctx->ask)))
@@ -197,20 +185,56 @@ ngx_http_kontext_hold_release(ngx_http_kontext_ctx_t *ctx, ngx_chain_t ***ll)
     }
 
     p = ctx->held;
+    start = *ll;
 
     if (ctx->status == NGX_HTTP_KONTEXT_FILLED
         && ctx->reason == KX_REASON_NONE
         && ngx_http_kontext_hold_ad(ctx, ll, &p) != NGX_OK)
     {
-        return NGX_ERROR;
+        goto failed;
     }
 
-    ngx_log_debug4(NGX_LOG_DEBUG_HTTP, r->connection->log, 0,
+    ngx_log_debug4(NGX_LOG_DEBUG_HTTP, ctx->request->connection->log, 0,
                    "kontext ends the answer: %uz bytes held for %M ms, "
                    "injected:%uz last:%d",
                    ctx->held_len, ctx->hold_time, ctx->injected, ctx->last);
 
-    return ngx_http_kontext_out_held(ctx, ll, p);
+    if (ngx_http_kontext_out_held(ctx, ll, p) == NGX_OK) {
+        return NGX_OK;
+    }
+
+failed:
+
+    /* not half of an ad */
+
+    *ll = start;
+    **ll = NULL;
+
+    ctx->injected = 0;
+
+    return NGX_ERROR;
+}
+
+
+void
+ngx_http_kontext_hold_end(ngx_http_kontext_ctx_t *ctx)
+{
+    ctx->passing = 1;
+
+    if (!ctx->holding) {
+        return;
+    }
+
+    ctx->holding = 0;
+    ctx->hold_time = ngx_current_msec - ctx->hold_start;
+
+    ctx->request->buffered &= ~NGX_HTTP_KONTEXT_BUFFERED;
+
+    if (ctx->grace.timer_set) {
+        ngx_del_timer(&ctx->grace);
+    }
+
+    ngx_http_kontext_unwatch(&ctx->watch);
 }
 
 
@@ -312,7 +336,7 @@ ngx_http_kontext_hold_resume(ngx_http_kontext_ctx_t *ctx)
 
         /* the backend is done: nginx waits for us to send the rest */
 
-        ngx_http_post_request(r, NULL);
+        (void) ngx_http_post_request(r, &ctx->posted);
         return;
     }
 
@@ -323,5 +347,5 @@ ngx_http_kontext_hold_resume(ngx_http_kontext_ctx_t *ctx)
 
     (void) ngx_http_output_filter(r, NULL);
 
-    ngx_http_post_request(r, NULL);
+    (void) ngx_http_post_request(r, &ctx->posted);
 }

@@ -8,6 +8,9 @@
 #include "ngx_http_kontext.h"
 
 
+#define NGX_HTTP_KONTEXT_SPARE  4    /* held, a frame, the end; a flush */
+
+
 static ngx_buf_t *ngx_http_kontext_out_buf(ngx_http_kontext_ctx_t *ctx,
     size_t size);
 
@@ -87,7 +90,10 @@ ngx_int_t
 ngx_http_kontext_out_held(ngx_http_kontext_ctx_t *ctx, ngx_chain_t ***ll,
     u_char *p)
 {
-    ngx_buf_t  *b;
+    ngx_buf_t     *b;
+    ngx_chain_t  **start;
+
+    start = *ll;
 
     if (ngx_http_kontext_out_own(ctx, ll, p,
                                  ctx->held_len - (p - ctx->held))
@@ -98,17 +104,122 @@ ngx_http_kontext_out_held(ngx_http_kontext_ctx_t *ctx, ngx_chain_t ***ll,
 
     if (ctx->last) {
         b = ngx_calloc_buf(ctx->request->pool);
-        if (b == NULL) {
-            return NGX_ERROR;
+
+        if (b) {
+            b->last_buf = 1;
+            b->last_in_chain = 1;
         }
 
+        if (b == NULL || ngx_http_kontext_out_link(ctx, ll, b) != NGX_OK) {
+            *ll = start;
+            *start = NULL;
+            return NGX_ERROR;
+        }
+    }
+
+    ctx->held_len = 0;
+
+    return NGX_OK;
+}
+
+
+ngx_int_t
+ngx_http_kontext_out_spare(ngx_http_kontext_ctx_t *ctx)
+{
+    ngx_buf_t    *b;
+    ngx_uint_t    i;
+    ngx_chain_t  *cl;
+
+    cl = ngx_pcalloc(ctx->request->pool,
+                     NGX_HTTP_KONTEXT_SPARE
+                     * (sizeof(ngx_chain_t) + sizeof(ngx_buf_t)));
+    if (cl == NULL) {
+        return NGX_ERROR;
+    }
+
+    b = (ngx_buf_t *) (cl + NGX_HTTP_KONTEXT_SPARE);
+
+    for (i = 0; i < NGX_HTTP_KONTEXT_SPARE; i++) {
+        cl[i].buf = &b[i];
+    }
+
+    ctx->spare = cl;
+
+    return NGX_OK;
+}
+
+
+void
+ngx_http_kontext_out_rest(ngx_http_kontext_ctx_t *ctx, ngx_chain_t ***ll,
+    ngx_chain_t *in)
+{
+    ngx_buf_t    *b;
+    ngx_chain_t  *cl;
+
+    ngx_http_kontext_refuse(ctx, KX_REASON_NO_MEMORY);
+    ngx_http_kontext_hold_end(ctx);
+
+    /* of a buffer whose data was taken out the marks remain */
+
+    while (in && ngx_buf_size(in->buf) == 0 && !ngx_buf_special(in->buf)) {
+        ctx->last |= in->buf->last_buf;
+        in = in->next;
+    }
+
+    cl = ctx->spare;
+
+    if (ctx->held_len) {
+        b = cl->buf;
+        b->pos = ctx->held;
+        b->last = ctx->held + ctx->held_len;
+        b->memory = 1;
+        b->flush = 1;
+
+        **ll = cl;
+        *ll = &cl->next;
+        cl++;
+    }
+
+    if (ctx->frame_len) {
+        b = cl->buf;
+        b->pos = ctx->frame;
+        b->last = ctx->frame + ctx->frame_len;
+        b->memory = 1;
+        b->flush = 1;
+
+        **ll = cl;
+        *ll = &cl->next;
+        cl++;
+    }
+
+    if (ctx->last) {
+        b = cl->buf;
         b->last_buf = 1;
         b->last_in_chain = 1;
 
-        return ngx_http_kontext_out_link(ctx, ll, b);
+        **ll = cl;
+        *ll = &cl->next;
     }
 
-    return NGX_OK;
+    ctx->kept = 0;
+    ctx->held_len = 0;
+    ctx->frame_len = 0;
+
+    **ll = in;
+}
+
+
+void
+ngx_http_kontext_out_flush(ngx_http_kontext_ctx_t *ctx, ngx_chain_t ***ll)
+{
+    ngx_chain_t  *cl;
+
+    cl = &ctx->spare[NGX_HTTP_KONTEXT_SPARE - 1];
+
+    cl->buf->flush = 1;
+
+    **ll = cl;
+    *ll = &cl->next;
 }
 
 

@@ -51,7 +51,7 @@ ngx_http_kontext_stream(ngx_http_kontext_ctx_t *ctx, ngx_chain_t *in)
     ngx_int_t            rc;
     ngx_buf_t           *b;
     ngx_uint_t           last, sent, broken;
-    ngx_chain_t         *cl, *out, **ll;
+    ngx_chain_t         *cl, *out, **ll, **own;
     ngx_http_request_t  *r;
 
     r = ctx->request;
@@ -60,6 +60,8 @@ ngx_http_kontext_stream(ngx_http_kontext_ctx_t *ctx, ngx_chain_t *in)
 
     out = NULL;
     ll = &out;
+    own = NULL;
+    cl = in;
     last = 0;
     broken = 0;
 
@@ -68,13 +70,13 @@ ngx_http_kontext_stream(ngx_http_kontext_ctx_t *ctx, ngx_chain_t *in)
         /* it turned out that nothing is to be put in */
 
         if (ngx_http_kontext_stream_flush(ctx, &ll) != NGX_OK) {
-            return NGX_ERROR;
+            goto nomem;
         }
 
         ctx->passing = 1;
     }
 
-    for (cl = in; cl; cl = cl->next) {
+    for ( /* void */ ; cl; cl = cl->next) {
         b = cl->buf;
         last |= b->last_buf;
         broken |= ngx_http_kontext_broken(r, b);
@@ -87,7 +89,7 @@ ngx_http_kontext_stream(ngx_http_kontext_ctx_t *ctx, ngx_chain_t *in)
         }
 
         if (rc != NGX_OK) {
-            return NGX_ERROR;
+            goto nomem;
         }
     }
 
@@ -99,9 +101,26 @@ ngx_http_kontext_stream(ngx_http_kontext_ctx_t *ctx, ngx_chain_t *in)
         last = ctx->last;
 
         if (ngx_http_kontext_hold_release(ctx, &ll) != NGX_OK) {
-            return NGX_ERROR;
+            goto nomem;
         }
     }
+
+    goto send;
+
+nomem:
+
+    own = ll;
+
+    ngx_http_kontext_out_rest(ctx, &own, cl);
+
+    for ( /* void */ ; cl; cl = cl->next) {
+        last |= cl->buf->last_buf;
+        broken |= ngx_http_kontext_broken(r, cl->buf);
+    }
+
+    last |= ctx->last;
+
+send:
 
     if ((last || broken) && !ctx->holding
         && ctx->reason == KX_REASON_NONE && !ctx->finished)
@@ -114,14 +133,13 @@ ngx_http_kontext_stream(ngx_http_kontext_ctx_t *ctx, ngx_chain_t *in)
         /* a frame has only begun, but the header shall go now */
 
         b = ngx_calloc_buf(r->pool);
-        if (b == NULL) {
-            return NGX_ERROR;
-        }
 
-        b->flush = 1;
+        if (b) {
+            b->flush = 1;
 
-        if (ngx_http_kontext_out_link(ctx, &ll, b) != NGX_OK) {
-            return NGX_ERROR;
+            /* for want of memory it goes with the frame */
+
+            (void) ngx_http_kontext_out_link(ctx, &ll, b);
         }
     }
 
@@ -134,6 +152,10 @@ ngx_http_kontext_stream(ngx_http_kontext_ctx_t *ctx, ngx_chain_t *in)
     sent = (out != NULL);
 
     rc = ngx_http_kontext_send_body(r, out);
+
+    if (own) {
+        *own = NULL;
+    }
 
     ngx_http_kontext_out_sent(ctx, &out);
 
@@ -345,7 +367,19 @@ ngx_http_kontext_stream_read(ngx_http_kontext_ctx_t *ctx, ngx_buf_t *b,
         }
     }
 
-    return ngx_http_kontext_out_link(ctx, ll, b);
+    if (ngx_http_kontext_out_link(ctx, ll, b) == NGX_OK) {
+        return NGX_OK;
+    }
+
+    if (ngx_buf_size(b)) {
+
+        /* the frame that it ends with goes where it came from */
+
+        b->last += ctx->frame_len;
+        ctx->frame_len = 0;
+    }
+
+    return NGX_ERROR;
 }
 
 

@@ -133,6 +133,8 @@ ngx_http_kontext_turn(ngx_http_kontext_ctx_t *ctx, ngx_pool_t *pool)
         return KX_REASON_NO_MEMORY;
     }
 
+    kx_conversation_learn(&ctx->cv, messages, n);
+
     ctx->ask->call->probe = probe;
 
     return KX_REASON_NONE;

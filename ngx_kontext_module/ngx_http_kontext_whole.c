@@ -21,15 +21,15 @@ ngx_int_t
 ngx_http_kontext_whole(ngx_http_kontext_ctx_t *ctx, ngx_chain_t *in)
 {
     ngx_int_t            rc;
-    ngx_buf_t           *b;
     ngx_uint_t           last, broken;
-    ngx_chain_t         *cl, *out, **ll;
+    ngx_chain_t         *cl, *out, **ll, **own;
     ngx_http_request_t  *r;
 
     r = ctx->request;
 
     out = NULL;
     ll = &out;
+    own = NULL;
     last = 0;
     broken = 0;
 
@@ -40,7 +40,7 @@ ngx_http_kontext_whole(ngx_http_kontext_ctx_t *ctx, ngx_chain_t *in)
         broken |= ngx_http_kontext_broken(r, cl->buf);
 
         if (ngx_http_kontext_whole_buf(ctx, cl->buf, &ll) != NGX_OK) {
-            return NGX_ERROR;
+            goto nomem;
         }
     }
 
@@ -55,17 +55,31 @@ ngx_http_kontext_whole(ngx_http_kontext_ctx_t *ctx, ngx_chain_t *in)
             ngx_http_kontext_refuse(ctx, KX_REASON_NO_FINISH);
 
             if (ngx_http_kontext_whole_pass(ctx, &ll) != NGX_OK) {
-                return NGX_ERROR;
+                goto nomem;
             }
         }
     }
 
-    if (ctx->holding && ngx_http_kontext_hold_over(ctx)) {
-
-        if (ngx_http_kontext_hold_release(ctx, &ll) != NGX_OK) {
-            return NGX_ERROR;
-        }
+    if (ctx->holding && ngx_http_kontext_hold_over(ctx)
+        && ngx_http_kontext_hold_release(ctx, &ll) != NGX_OK)
+    {
+        goto nomem;
     }
+
+    goto send;
+
+nomem:
+
+    own = ll;
+
+    ngx_http_kontext_out_rest(ctx, &own, cl);
+
+    for ( /* void */ ; cl; cl = cl->next) {
+        last |= cl->buf->last_buf;
+        broken |= ngx_http_kontext_broken(r, cl->buf);
+    }
+
+send:
 
     if (!ctx->passing) {
         return NGX_OK;
@@ -79,20 +93,11 @@ ngx_http_kontext_whole(ngx_http_kontext_ctx_t *ctx, ngx_chain_t *in)
         }
     }
 
-    if (broken) {
+    if (broken && own == NULL) {
 
         /* no last buffer will follow: what there is goes now */
 
-        b = ngx_calloc_buf(r->pool);
-        if (b == NULL) {
-            return NGX_ERROR;
-        }
-
-        b->flush = 1;
-
-        if (ngx_http_kontext_out_link(ctx, &ll, b) != NGX_OK) {
-            return NGX_ERROR;
-        }
+        ngx_http_kontext_out_flush(ctx, &ll);
     }
 
     rc = ngx_http_kontext_send_body(r, out);

@@ -32,8 +32,22 @@ sub none {
 
 # What there is: metrics, and the values of their labels
 
-my $nginx = Kontext::Nginx->new(
-    server => 'location /kontext_status { kontext_status; }');
+my $nginx = Kontext::Nginx->new(server => <<'CONF');
+        location /kontext_status {
+            kontext_status;
+        }
+
+        location /_kontext/ {
+            internal;
+            return 204;
+        }
+
+        location /v1/ {
+            kontext                  on;
+            kontext_publisher_token  acme-dev;
+            return 204;
+        }
+CONF
 my $status = $nginx->client->get('/kontext_status?format=prometheus')
                    ->read_response->body;
 my (%metric, %value, %label);

@@ -234,6 +234,7 @@ sub wrong {
 my $site = ApiSite->new(
     server => <<'CONF',
         kontext_publisher_token  acme-dev;
+        kontext_breaker          off;
         kontext_user_id          $http_x_user;
         kontext_conversation_id  $http_x_conversation;
         kontext_grace            25s;

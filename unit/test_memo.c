@@ -8,6 +8,7 @@
 
 #include "chat.h"
 #include "core/memo.h"
+#include "core/redact.h"
 
 
 #define SETS  8
@@ -331,6 +332,80 @@ a_clean_string_is_sent_on_as_it_is(void **state)
 }
 
 
+static void
+assert_sent(const char *body, unsigned redact, const char *text,
+    unsigned found)
+{
+    char             *sent;
+    size_t            len;
+    unsigned          n;
+    kx_ad_request_t   ar;
+
+    n = read_all(&kx_openai_chat, "c", body);
+
+    memset(&ar, 0, sizeof(kx_ad_request_t));
+    ar.messages = messages;
+    ar.nmessages = n;
+    ar.redact = redact;
+
+    sent = kx_protocol_preload(&ar, &len);
+    assert_non_null(sent);
+
+    if ((strstr(sent, text) != NULL) != found) {
+        fail_msg("%s in %s: not %u", text, sent, found);
+    }
+
+    kx_protocol_free(sent);
+
+    kx_conversation_learn(&cv, messages, n);
+}
+
+
+/* each time, although the message is known, and whatever was asked before */
+
+static void
+what_is_known_is_redacted_again(void **state)
+{
+    unsigned  i;
+
+    static const char  body[] = "{\"messages\":["
+        "{\"role\":\"user\",\"content\":\"to ann@example.org\"},"
+        "{\"role\":\"assistant\",\"content\":\"sent\"},"
+        "{\"role\":\"user\",\"content\":\"thanks\"}]}";
+
+    (void) state;
+
+    for (i = 0; i < 3; i++) {
+        assert_sent(body, KX_REDACT_ALL, "ann@", 0);
+        assert_sent(body, KX_REDACT_ALL, "to [email]", 1);
+        assert_sent(body, KX_REDACT_CARD, "ann@", 1);
+        assert_sent(body, KX_REDACT_CARD | KX_REDACT_EMAIL, "ann@", 0);
+        assert_sent(body, 0, "ann@", 1);
+    }
+}
+
+
+static void
+what_is_clean_is_not_looked_through_again(void **state)
+{
+    static const char  body[] =
+        "{\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}]}";
+
+    (void) state;
+
+    assert_sent(body, KX_REDACT_EMAIL, "hi", 1);
+    assert_int_equal(messages[0].clean, KX_REDACT_EMAIL);
+
+    (void) read_all(&kx_openai_chat, "c", body);
+    assert_int_equal(messages[0].clean, KX_REDACT_EMAIL);
+
+    assert_sent(body, KX_REDACT_ALL, "hi", 1);
+
+    (void) read_all(&kx_openai_chat, "d", body);
+    assert_int_equal(messages[0].clean, KX_REDACT_ALL);
+}
+
+
 int
 main(void)
 {
@@ -348,7 +423,11 @@ main(void)
         cmocka_unit_test_setup_teardown(a_message_far_back_is_known_too,
                                         setup, teardown),
         cmocka_unit_test_setup_teardown(a_clean_string_is_sent_on_as_it_is,
-                                        setup, teardown)
+                                        setup, teardown),
+        cmocka_unit_test_setup_teardown(what_is_known_is_redacted_again,
+                                        setup, teardown),
+        cmocka_unit_test_setup_teardown(
+            what_is_clean_is_not_looked_through_again, setup, teardown)
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

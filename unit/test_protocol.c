@@ -128,6 +128,8 @@ message(kx_ad_request_t *r, kx_role_e role, const char *id,
     m->content.len = len;
     m->raw.data = NULL;
     m->raw.len = 0;
+    m->tag = 0;
+    m->clean = 0;
     m->created = 1772475611045ULL;
 
     return m;

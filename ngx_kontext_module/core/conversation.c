@@ -5,6 +5,7 @@
 
 #include "conversation.h"
 #include "auxiliary.h"
+#include "redact.h"
 #include "chat/dialect.h"
 
 
@@ -979,6 +980,8 @@ kx_conversation_read(kx_conversation_t *cv, const kx_kept_t *kept,
 
     m->raw.len = 0;
     m->raw.data = NULL;
+    m->tag = tag;
+    m->clean = 0;
 
     rd->has_sha = 0;
 
@@ -992,6 +995,7 @@ kx_conversation_read(kx_conversation_t *cv, const kx_kept_t *kept,
         m->raw.len = kept->content.len - 2;
         m->content.data = NULL;
         m->content.len = known->len;
+        m->clean = known->clean;
 
         return KX_OK;
     }
@@ -1064,6 +1068,34 @@ kx_conversation_plain(kx_conversation_t *cv, const kx_kept_t *kept,
     m->content.len = (size_t) n;
 
     return 1;
+}
+
+
+void
+kx_conversation_learn(kx_conversation_t *cv, const kx_message_t *messages,
+    unsigned n)
+{
+    unsigned             i;
+    kx_memo_t            memo;
+    const kx_memo_t     *known;
+    const kx_message_t  *m;
+
+    if (cv->memos == NULL) {
+        return;
+    }
+
+    for (i = 0; i < n; i++) {
+        m = &messages[i];
+
+        known = m->clean ? kx_memo_find(cv->memos, m->tag) : NULL;
+
+        if (known && known->raw && known->clean != m->clean) {
+            memo = *known;
+            memo.clean = m->clean & KX_REDACT_ALL;
+
+            kx_memo_put(cv->memos, &memo);
+        }
+    }
 }
 
 

@@ -121,6 +121,13 @@ unsigned kx_conversation_messages(kx_conversation_t *cv,
     unsigned char digest[KX_ID_LEN]);
 
 /*
+ * Keeps what was found out about the messages meanwhile, that they are clean
+ * (protocol.h), for the next time.
+ */
+void kx_conversation_learn(kx_conversation_t *cv,
+    const kx_message_t *messages, unsigned n);
+
+/*
  * Sees to it that the content of a message has data, for those who want to
  * read it: what has been left a raw string is decoded into memory of pool.
  * KX_OK, or KX_ERROR (no memory).

@@ -560,6 +560,8 @@ kx_feed_messages(kx_session_table_t *t, kx_session_t *s, uint64_t number,
         m->content.len = 0;
         m->raw.data = NULL;
         m->raw.len = 0;
+        m->tag = 0;
+        m->clean = 0;
 
         if (ids || head.len > size) {
             continue;

@@ -29,6 +29,7 @@ typedef struct {
     unsigned         raw:1;
 
     unsigned         text:1;         /* the two are known */
+    unsigned         clean:4;        /* KX_REDACT_*: what is not in it */
 } kx_memo_t;
 
 

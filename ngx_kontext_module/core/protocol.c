@@ -61,7 +61,7 @@ static void kx_protocol_placements(kx_json_writer_t *w,
 static size_t kx_protocol_size(const kx_ad_request_t *r);
 static void kx_protocol_messages(kx_json_writer_t *w,
     const kx_ad_request_t *r);
-static int kx_protocol_said(kx_said_t *said, const kx_message_t *m,
+static int kx_protocol_said(kx_said_t *said, kx_message_t *m,
     unsigned redact);
 static void kx_protocol_message(kx_json_writer_t *w, const kx_message_t *m,
     const kx_said_t *said, size_t max);
@@ -436,7 +436,7 @@ kx_protocol_messages(kx_json_writer_t *w, const kx_ad_request_t *r)
     size_t               left, max;
     unsigned             i, n;
     kx_said_t            said[KX_MAX_MESSAGES];
-    const kx_message_t  *m;
+    kx_message_t        *m;
 
     left = KX_MAX_CONTENT;
     max = KX_MAX_CONTENT;
@@ -492,7 +492,7 @@ kx_protocol_messages(kx_json_writer_t *w, const kx_ad_request_t *r)
 /* what is sent of a message's text; copy is to be released if it is KX_OK */
 
 static int
-kx_protocol_said(kx_said_t *said, const kx_message_t *m, unsigned redact)
+kx_protocol_said(kx_said_t *said, kx_message_t *m, unsigned redact)
 {
     int             rc;
     kx_str_t        text;
@@ -516,7 +516,7 @@ kx_protocol_said(kx_said_t *said, const kx_message_t *m, unsigned redact)
     said->raw = 1;
     said->len = m->content.len;
 
-    if (redact == 0) {
+    if ((redact & ~m->clean) == 0) {
         return KX_OK;
     }
 
@@ -546,6 +546,9 @@ kx_protocol_said(kx_said_t *said, const kx_message_t *m, unsigned redact)
     if (said->copy) {
         said->raw = 0;
         said->len = kx_json_write_len(&said->text);
+
+    } else if (rc == KX_OK) {
+        m->clean |= redact;
     }
 
     return rc;

@@ -38,6 +38,8 @@ typedef struct {
        and need not have data */
     kx_str_t             raw;
 
+    uint64_t             tag;        /* of its memo (memo.h), or 0 */
+    unsigned             clean;      /* KX_REDACT_*: what was not in raw */
     uint64_t             created;    /* ms since the epoch */
 } kx_message_t;
 
@@ -187,7 +189,8 @@ int kx_ad_request_who(kx_ad_request_t *dst, const kx_ad_request_t *src,
 /*
  * Build the body of POST /init and of POST /preload (protocol.md 2.1, 3.1 to
  * 3.7).  The text has *len bytes and is released with kx_protocol_free().
- * NULL: no memory.
+ * NULL: no memory.  Messages in which nothing was found to redact are marked
+ * as clean.
  */
 char *kx_protocol_init(const kx_ad_request_t *r, size_t *len);
 char *kx_protocol_preload(const kx_ad_request_t *r, size_t *len);

@@ -71,7 +71,8 @@ sub bodies { return map { ($_->head, $_->body) } $_[0]->ads->requests }
 foreach my $fails (0, 1) {
     my $name = $fails ? 'chats that fail' : 'chats';
     my $site = ChatSite->new(http => 'kontext_breaker off;');
-    my ($ads, @got) = ($site->ads);
+    my $ads = $site->ads;
+    my (@got, @again);
 
     $ads->on('/init', 200, { enabled => $YES, reportDebug => $YES,
                              reportErrors => $YES });
@@ -97,9 +98,25 @@ foreach my $fails (0, 1) {
 
         push @got, map { $_->{content} }
                        @{$turn->asked('preload')->json->{messages}};
+
+        # the history comes again with the next turn, and is known by then
+
+        push @messages, { role => 'assistant', content => 'Light ones.' },
+                        { role => 'user', content => "And $i in red?" };
+
+        $turn = $site->turn({ model => 'gpt-5.1', stream => $YES,
+                              messages => \@messages },
+                            headers => { 'X-Conversation' => "c-$i" },
+                            asks => [ 'preload' ]);
+
+        my @all = map { $_->{content} }
+                      @{$turn->asked('preload')->json->{messages}};
+
+        push @again, @all[0 .. $#all - 2];
     }
 
     same($name, \@got, \@CASES);
+    same("$name, again", \@again, \@CASES);
 
     $ads->wait_request(path => $fails ? '/error' : '/debug');
     $site->nginx->barrier;
