@@ -250,8 +250,8 @@ sample_history(size_t size)
 void
 sample_mark(char *p, size_t len, unsigned chat)
 {
-    char        mark[sizeof(SAMPLE_MARK)];
-    const char *last;
+    char         mark[sizeof(SAMPLE_MARK)];
+    const char  *last;
 
     last = p + len;
     sprintf(mark, "(%08x) ", chat);
