@@ -547,6 +547,7 @@ test_time(void **state)
         "\xef\xbc\xa0", "bob@example.com ", "4111111111111111 ", "00",
         "\xe7\x94\xb5", "\"", "a\n@", "www.", "x/", "2026-11-25 ",
         "PRIVATE KEY", "0171 1234567 ", "password=a1", "aA0_",
+        "=", "SG.", "ya29.",
     };
 
     text = malloc(16 * MAX);
