@@ -12,6 +12,7 @@ use Kontext::Test;
 use ChatSite;
 
 my $site = ChatSite->new(location => <<'CONF');
+    kontext_consent     ask;
     kontext_character   id=c name=Coach nsfw=$http_x_flag;
     kontext_regulatory  gdpr=$http_x_flag gpp_sid=$http_x_list;
     kontext_device      dark=$http_x_flag width=$http_x_number

@@ -159,8 +159,12 @@ foreach my $name (sort keys %HOSTILE) {
 
     my ($line) = lines(1, "$name in the body");
 
-    is($line->{user}, $id, "$name in the body: the user");
-    is($line->{conversation}, $id, "$name in the body: the conversation");
+    # variables have no control characters
+
+    my $shown = $id =~ s/[\x00-\x1f\x7f]/?/gr;
+
+    is($line->{user}, $shown, "$name in the body: the user");
+    is($line->{conversation}, $shown, "$name in the body: the conversation");
 
     next if $id =~ /[\r\n]/;
 
@@ -170,7 +174,7 @@ foreach my $name (sort keys %HOSTILE) {
     $site->turn(headers => { 'X-User-Id' => $header,
                              'X-Conversation-Id' => $header }, log => 0);
     ($line) = lines(1, "$name in a header");
-    is($line->{user}, $id, "$name in a header: the user");
+    is($line->{user}, $shown, "$name in a header: the user");
 }
 
 
@@ -243,7 +247,7 @@ foreach my $code ('a"b', "a\nb", '\\', "\x{2028}", "\x{e9}") {
 
     my @lines = lines(3, 'the session API');
 
-    is($lines[0]{user}, "u\n\"3", 'the session API: the user');
+    is($lines[0]{user}, 'u?"3', 'the session API: the user');
     unlike($site->nginx->read_file('logs/kontext.log'), qr/\Q$id\E/,
            'the session API: the log has no key to a session');
 }

@@ -231,9 +231,13 @@ sub wrong {
 }
 
 
+# answers that are no JSON are among them: the breaker would open
+
 my $site = ApiSite->new(
+    http   => "    kontext_breaker off;\n",
     server => <<'CONF',
         kontext_publisher_token  acme-dev;
+        kontext_breaker          off;
         kontext_user_id          $http_x_user;
         kontext_conversation_id  $http_x_conversation;
         kontext_grace            25s;

@@ -1,7 +1,7 @@
 /*
  * Copyright (C) the ngx_http_kontext_module authors
  *
- * What is taken out of texts, and what stays.  t/620-canaries.t has a thousand
+ * What is taken out of texts, and what stays.  t/615-canaries.t has a thousand
  * more.
  */
 
