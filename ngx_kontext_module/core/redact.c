@@ -683,7 +683,7 @@ kx_redact_email(kx_redact_t *r, const unsigned char *p, size_t len)
             || (*end == ':' && p - start == 3
                 && memcmp(start, "git", 3) == 0)))
     {
-        return end;
+        return p + len;
     }
 
     kx_redact_put(r, start, end, "[email]");
