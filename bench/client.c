@@ -87,6 +87,9 @@ client_ask(load_stream_t *s)
 
             /* the same chat never comes twice */
 
+            client_append(s, client_history.data, client_history.len);
+            sample_mark(s->more, s->more_len, s->conversation);
+
             client_add(s, ",{\"role\":\"user\",\"content\":\"");
 
         } else {
@@ -106,7 +109,7 @@ client_ask(load_stream_t *s)
         client_add(s, text);
     }
 
-    len = client_history.len + s->more_len;
+    len = load.size ? s->more_len : client_history.len;
 
     sprintf(s->request,
             "POST %ss=%u HTTP/1.1\r\n"
@@ -135,8 +138,14 @@ client_ask(load_stream_t *s)
     s->asked = load_now();
 
     load_send(s->client, s->request, strlen(s->request));
-    load_send(s->client, client_history.data, client_history.len);
-    load_send(s->client, s->more, s->more_len);
+
+    if (load.size) {
+        load_send(s->client, s->more, s->more_len);
+
+    } else {
+        load_send(s->client, client_history.data, client_history.len);
+    }
+
     load_flush(s->client);
 }
 

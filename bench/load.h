@@ -207,6 +207,7 @@ void sample_pool(load_pool_t *pool, const load_format_t *f,
     const char *dir);
 load_str_t sample_request(const load_format_t *f, const char *dir);
 load_str_t sample_history(size_t size);
+void sample_mark(char *p, size_t len, unsigned chat);
 uint32_t sample_random(uint32_t n);
 
 

@@ -22,6 +22,7 @@ static void sample_add(load_str_t *s, const char *data, size_t len);
 
 
 #define SAMPLE_EVENTS  1024
+#define SAMPLE_MARK    "(--------) "
 
 
 static const load_format_t  sample_formats[] = {
@@ -231,6 +232,7 @@ sample_history(size_t size)
         p = user ? ",{\"role\":\"user\",\"content\":\""
                  : ",{\"role\":\"assistant\",\"content\":\"";
         sample_add(&s, p, strlen(p));
+        sample_add(&s, SAMPLE_MARK, sizeof(SAMPLE_MARK) - 1);
 
         for (n = user ? 1 + sample_random(2) : 4 + sample_random(6); n; n--) {
             p = sample_sentences[sample_random(SAMPLE_SENTENCES)];
@@ -240,6 +242,31 @@ sample_history(size_t size)
     }
 
     return s;
+}
+
+
+/* makes each message of a history one that no other chat has */
+
+void
+sample_mark(char *p, size_t len, unsigned chat)
+{
+    char         mark[sizeof(SAMPLE_MARK)];
+    const char  *last;
+
+    last = p + len;
+    sprintf(mark, "(%08x) ", chat);
+
+    for ( ;; ) {
+        p = memmem(p, (size_t) (last - p), SAMPLE_MARK,
+                   sizeof(SAMPLE_MARK) - 1);
+
+        if (p == NULL) {
+            return;
+        }
+
+        memcpy(p, mark, sizeof(SAMPLE_MARK) - 1);
+        p += sizeof(SAMPLE_MARK) - 1;
+    }
 }
 
 

@@ -969,7 +969,8 @@ fuzz_memos(kx_conversation_t *cv, const kx_str_t *cid,
     unsigned char         other[KX_ID_LEN];
     kx_memo_table_t       memos;
     kx_conversation_t     again;
-    static unsigned char  mem[8 * KX_MEMO_SET * sizeof(kx_memo_t)];
+    static unsigned char  mem[8 * sizeof(kx_memo_set_t)]
+                              __attribute__((aligned(KX_MEMO_ALIGN)));
 
     memset(mem, 0, sizeof(mem));
     kx_memo_init(&memos, mem, sizeof(mem));

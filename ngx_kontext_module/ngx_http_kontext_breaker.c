@@ -11,6 +11,7 @@
 
 
 #define NGX_HTTP_KONTEXT_MAX_BREAKERS  64
+#define NGX_HTTP_KONTEXT_BREAKERS      8      /* one part of the zone */
 #define NGX_HTTP_KONTEXT_AUTO_CALLS    0xffffffff
 
 
@@ -246,9 +247,18 @@ ngx_int_t
 ngx_http_kontext_breakers_create(ngx_http_kontext_main_conf_t *kmcf,
     ngx_slab_pool_t *shpool, kx_breaker_t **breakers, ngx_uint_t *n)
 {
+    size_t  len;
+
     /* one more than there are: the next configuration may name another */
 
     *n = ngx_min(kmcf->sites.nelts + 1, NGX_HTTP_KONTEXT_MAX_BREAKERS);
+
+    /* a small zone is for sessions first */
+
+    len = ngx_max(shpool->pfree / NGX_HTTP_KONTEXT_BREAKERS, 1)
+          * ngx_pagesize;
+
+    *n = ngx_min(*n, len / sizeof(kx_breaker_t));
 
     *breakers = ngx_slab_calloc(shpool, *n * sizeof(kx_breaker_t));
 

@@ -1513,9 +1513,11 @@ ngx_http_kontext_init_process(ngx_cycle_t *cycle)
     /* without memory for it every message is read each time */
 
     kmcf->memos = ngx_palloc(cycle->pool, sizeof(kx_memo_table_t));
-    mem = ngx_pcalloc(cycle->pool, NGX_HTTP_KONTEXT_MEMO_SIZE);
+    mem = ngx_pmemalign(cycle->pool, NGX_HTTP_KONTEXT_MEMO_SIZE,
+                        KX_MEMO_ALIGN);
 
     if (kmcf->memos && mem) {
+        ngx_memzero(mem, NGX_HTTP_KONTEXT_MEMO_SIZE);
         kx_memo_init(kmcf->memos, mem, NGX_HTTP_KONTEXT_MEMO_SIZE);
 
     } else {

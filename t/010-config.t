@@ -41,6 +41,19 @@ our $ad_server = <<'CONF';
     }
 CONF
 
+# a hundred servers more
+
+our $many = '';
+
+$many .= <<"CONF" foreach 1 .. 100;
+server {
+    listen 127.0.0.2:\$TEST_NGINX_SERVER_PORT;
+    server_name s$_;
+    location /_kontext/ { internal; return 204; }
+}
+CONF
+
+
 # a backend and an ad server without a process of their own
 
 our $others = <<'CONF' . $ad_server;
@@ -339,6 +352,29 @@ qq(data: {"choices":[{"index":0,"delta":{"content":"Hi"},"finish_reason":"stop"}
 kontext_zone ads:32k;
 kontext      on;
 kontext_publisher_token acme-dev;
+--- config eval
+$::others . <<'CONF'
+    location / {
+        kontext_grace 20s;
+        proxy_pass http://127.0.0.1:$TEST_NGINX_SERVER_PORT/backend;
+    }
+CONF
+--- request eval
+qq(POST /v1/chat/completions
+{"stream":true,"messages":[{"role":"user","content":"Which shoes?"}]})
+--- more_headers
+Content-Type: application/json
+--- response_body_like eval
+qr{"kontext":\{"messageId":"kx1_}
+
+
+=== many servers and the smallest zone there may be
+--- http_config eval
+<<'CONF' . $::many
+kontext_zone kontext:32k;
+kontext      on;
+kontext_publisher_token acme-dev;
+CONF
 --- config eval
 $::others . <<'CONF'
     location / {

@@ -103,6 +103,31 @@ bad('a longer prefix that is not internal', qr/no internal location/, '',
 bad('nothing but others', qr/no internal location/, '', ads => $others);
 
 
+# each parameter of kontext_breaker, and what is said to wrong ones
+
+good("kontext_breaker $_", "kontext_breaker $_;")
+    foreach 'off', 'failures=1%', 'failures=100%', 'min=1', 'min=10000',
+            'window=10ms', 'probe=10m', 'stall=1s',
+            'failures=50% window=10s min=5 probe=2s stall=1s';
+
+bad("kontext_breaker $_->[0]", $_->[1], "kontext_breaker $_->[0];")
+    foreach [ 'failures=0%', qr/invalid share "0%"/ ],
+            [ 'failures=101%', qr/invalid share "101%"/ ],
+            [ 'failures=50', qr/write "failures=1%" to "failures=100%"/ ],
+            [ 'failures=', qr/invalid share ""/ ],
+            [ 'min=0', qr/invalid number "0"/ ],
+            [ 'min=10001', qr/write "min=1" to "min=10000"/ ],
+            [ 'window=9ms', qr/write "window=10ms" to "window=10m"/ ],
+            [ 'probe=601s', qr/invalid time "601s"/ ],
+            [ 'stall=soon', qr/invalid time "soon"/ ],
+            [ 'retries=3', qr/invalid parameter "retries=3"/ ],
+            [ 'on', qr/invalid parameter "on"/ ],
+            [ 'min=1 off', qr/invalid parameter "off"/ ];
+
+bad('kontext_breaker twice', qr/"kontext_breaker" directive is duplicate/,
+    "kontext_breaker off;\n            kontext_breaker off;");
+
+
 # "if" and "limit_except" are of their location
 
 {

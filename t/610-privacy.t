@@ -213,6 +213,10 @@ CONF
         is($call->header('X-Real-IP'), '<>', 'anonymous: no address');
         is($call->header('X-Real-Port'), '<>', 'anonymous: no port');
         is($call->json->{messages}[-1]{id}, 'm1', 'anonymous: a number');
+        is_deeply({ map { $_ => $call->json->{device}{screen}{$_} }
+                        'width', 'height', 'dpr' },
+                  { width => 0, height => 0, dpr => 1 },
+                  'anonymous: a screen, as the protocol demands');
         is($call->json->{messages}[-1]{content}, $text, 'and the text');
     }
 

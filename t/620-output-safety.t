@@ -231,7 +231,10 @@ sub wrong {
 }
 
 
+# answers that are no JSON are among them: the breaker would open
+
 my $site = ApiSite->new(
+    http   => "    kontext_breaker off;\n",
     server => <<'CONF',
         kontext_publisher_token  acme-dev;
         kontext_breaker          off;

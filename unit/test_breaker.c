@@ -427,6 +427,53 @@ test_slow_at_first(void **state)
 
 /* one that answers is no proof that calls of before are late */
 
+/* a worker's time is that of its last event, and another's is ahead of it */
+
+static void
+test_behind(void **state)
+{
+    site_t    s;
+    uint64_t  start;
+
+    site_init(&s);
+
+    /* answers take a second, and come all the time */
+
+    begin(&s, 9);
+    s.now += 1000;
+    end(&s, 9, KX_BREAKER_ANSWERED);
+
+    for (start = s.now; s.now - start < 5000; s.now += 10) {
+
+        if (s.n && s.now - s.begun[0] >= 1000) {
+            end(&s, 1, KX_BREAKER_ANSWERED);
+        }
+
+        assert_int_equal(kx_breaker_admit(&s.b, &s.conf, s.now - 3),
+                         KX_BREAKER_PASS);
+        begin(&s, 1);
+    }
+
+    assert_int_equal(s.b.opened, 0);
+    assert_in_range(s.b.latency, 990 * 8, 1010 * 8);
+
+    /* it is not the time of a probe yet */
+
+    site_init(&s);
+    calls(&s, 10, 1, KX_BREAKER_FAILED);
+
+    assert_int_equal(kx_breaker_admit(&s.b, &s.conf, s.now - 3),
+                     KX_BREAKER_OPEN);
+
+    /* nor is an answer that one */
+
+    kx_breaker_begin(&s.b, 1, s.now - 5);
+    kx_breaker_end(&s.b, &s.conf, 1, s.now - 5, s.now - 3,
+                   KX_BREAKER_ANSWERED);
+    assert_int_equal(admit(&s), KX_BREAKER_OPEN);
+}
+
+
 static void
 test_quiet_times(void **state)
 {
@@ -732,6 +779,7 @@ main(void)
         cmocka_unit_test(test_hang_of_short_chats),
         cmocka_unit_test(test_slow_answers),
         cmocka_unit_test(test_slow_at_first),
+        cmocka_unit_test(test_behind),
         cmocka_unit_test(test_quiet_times),
         cmocka_unit_test(test_busy),
         cmocka_unit_test(test_dead_worker),

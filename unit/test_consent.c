@@ -661,9 +661,9 @@ test_anonymise(void **state)
     assert_int_equal(ar.variant_id.len, 0);
     assert_int_equal(ar.device.user_agent.len, 0);
     assert_int_equal(ar.device.os_version.len, 0);
-    assert_int_equal(ar.device.width, -1);
-    assert_int_equal(ar.device.height, -1);
-    assert_true(ar.device.dpr < 0);
+    assert_int_equal(ar.device.width, 0);
+    assert_int_equal(ar.device.height, 0);
+    assert_true(ar.device.dpr == 1);
     assert_int_equal(ar.has_session, 0);
     assert_int_equal(ar.session[0], 0);
 

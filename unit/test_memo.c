@@ -16,7 +16,8 @@
 
 static const unsigned char  key[] = "0123456789abcdef";
 
-static unsigned char      mem[SETS * KX_MEMO_SET * sizeof(kx_memo_t)];
+static unsigned char      mem[SETS * sizeof(kx_memo_set_t)]
+                              __attribute__((aligned(KX_MEMO_ALIGN)));
 static kx_memo_table_t    memos;
 static chat_memory_t      memory;
 static kx_pool_t          pool = { chat_alloc, &memory };
@@ -67,9 +68,20 @@ read_all(const kx_dialect_t *dialect, const char *cid, const char *body)
 }
 
 
+static unsigned
+is_known(uint64_t tag)
+{
+    uint64_t          hash;
+    const kx_memo_t  *memo;
+
+    return kx_memo_find(&memos, tag, &hash, &memo) == KX_OK;
+}
+
+
 static void
 a_memo_is_found_by_its_tag(void **state)
 {
+    uint64_t          hash;
     kx_memo_t         memo;
     const kx_memo_t  *found;
 
@@ -77,48 +89,50 @@ a_memo_is_found_by_its_tag(void **state)
 
     memset(&memo, 0, sizeof(kx_memo_t));
 
-    assert_null(kx_memo_find(&memos, 7));
+    assert_false(is_known(7));
 
-    memo.tag = 7;
-    memo.hash = 70;
-    kx_memo_put(&memos, &memo);
+    memo.len = 1;
+    kx_memo_put(&memos, 7, 70, &memo);
 
-    memo.tag = 7 + SETS;
-    memo.hash = 71;
-    kx_memo_put(&memos, &memo);
+    memo.len = 2;
+    kx_memo_put(&memos, 7 + SETS, 71, &memo);
 
-    found = kx_memo_find(&memos, 7);
-    assert_non_null(found);
-    assert_int_equal(found->hash, 70);
+    assert_int_equal(kx_memo_find(&memos, 7, &hash, &found), KX_OK);
+    assert_int_equal(hash, 70);
+    assert_int_equal(found->len, 1);
 
-    found = kx_memo_find(&memos, 7 + SETS);
-    assert_non_null(found);
-    assert_int_equal(found->hash, 71);
+    assert_int_equal(kx_memo_find(&memos, 7 + SETS, &hash, &found), KX_OK);
+    assert_int_equal(hash, 71);
+    assert_int_equal(found->len, 2);
 
-    assert_null(kx_memo_find(&memos, 8));
+    assert_int_equal(kx_memo_find(&memos, 7, &hash, NULL), KX_OK);
+    assert_int_equal(hash, 70);
+
+    assert_false(is_known(8));
 }
 
 
 static void
 a_memo_replaces_the_one_with_its_tag(void **state)
 {
-    unsigned   i, n;
+    unsigned   i, k, n;
+    uint64_t   hash;
     kx_memo_t  memo;
 
     (void) state;
 
     memset(&memo, 0, sizeof(kx_memo_t));
 
-    memo.tag = 7;
-    kx_memo_put(&memos, &memo);
+    kx_memo_put(&memos, 7, 0, &memo);
+    kx_memo_put(&memos, 7, 1, &memo);
 
-    memo.hash = 1;
-    kx_memo_put(&memos, &memo);
+    assert_int_equal(kx_memo_find(&memos, 7, &hash, NULL), KX_OK);
+    assert_int_equal(hash, 1);
 
-    assert_int_equal(kx_memo_find(&memos, 7)->hash, 1);
-
-    for (i = 0, n = 0; i < SETS * KX_MEMO_SET; i++) {
-        n += (memos.memos[i].tag == 7);
+    for (i = 0, n = 0; i < SETS; i++) {
+        for (k = 0; k < KX_MEMO_SET; k++) {
+            n += (memos.sets[i].tags[k] == 7);
+        }
     }
 
     assert_int_equal(n, 1);
@@ -136,14 +150,13 @@ old_memos_give_way_to_new_ones(void **state)
     memset(&memo, 0, sizeof(kx_memo_t));
 
     for (i = 1; i <= 1000; i++) {
-        memo.tag = i;
-        kx_memo_put(&memos, &memo);
+        kx_memo_put(&memos, i, 0, &memo);
 
-        assert_non_null(kx_memo_find(&memos, i));
+        assert_true(is_known(i));
     }
 
     for (i = 1, found = 0; i <= 1000; i++) {
-        found += (kx_memo_find(&memos, i) != NULL);
+        found += is_known(i);
     }
 
     assert_int_equal(found, SETS * KX_MEMO_SET);

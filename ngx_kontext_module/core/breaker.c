@@ -26,6 +26,13 @@
 
 #define KX_BREAKER_TRIES   1000
 
+/*
+ * ms.  A worker's time is that of its last events: what another one has just
+ * written may be ahead of it, by as much as "timer_resolution".
+ */
+
+#define KX_BREAKER_AHEAD   1000
+
 
 static unsigned kx_breaker_is_open(kx_breaker_t *b,
     const kx_breaker_conf_t *conf, uint64_t now, uint64_t *state);
@@ -76,7 +83,7 @@ kx_breaker_admit(kx_breaker_t *b, const kx_breaker_conf_t *conf,
 
     /* what lies beyond the next probe is damage, or of another interval */
 
-    if (due <= now || due - now > conf->probe) {
+    if (due <= now || due - now > conf->probe + KX_BREAKER_AHEAD) {
 
         due = ((now + conf->probe) << KX_STATE_BITS)
               | (state & KX_STATE_STALLED) | KX_STATE_PROBED;
@@ -492,7 +499,7 @@ kx_breaker_get(const uint64_t *word)
 }
 
 
-/* a time, or 0 where damage has made it one that is still to come */
+/* a time up to now, or 0 where damage has made it one that is still to come */
 
 static uint64_t
 kx_breaker_past(const uint64_t *word, uint64_t now)
@@ -501,7 +508,11 @@ kx_breaker_past(const uint64_t *word, uint64_t now)
 
     time = kx_breaker_get(word);
 
-    return (time <= now) ? time : 0;
+    if (time <= now) {
+        return time;
+    }
+
+    return (time - now <= KX_BREAKER_AHEAD) ? now : 0;
 }
 
 

@@ -25,7 +25,8 @@
  * Nothing waits for a call for ever: who died with some has them counted for
  * KX_BREAKER_SPAN at the most.
  *
- * Times are ms of a clock that never goes back and is the same for all.
+ * Times are ms of a clock that never goes back and is the same for all; a
+ * worker may be somewhat behind another one.
  */
 
 

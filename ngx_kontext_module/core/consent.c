@@ -673,9 +673,12 @@ kx_consent_anonymise(kx_ad_request_t *ar, kx_alias_t *alias,
 
     ar->device.user_agent = empty;
     ar->device.os_version = empty;
-    ar->device.width = -1;
-    ar->device.height = -1;
-    ar->device.dpr = -1;
+
+    /* protocol.md 3.8 demands them: as of a screen that is not known */
+
+    ar->device.width = 0;
+    ar->device.height = 0;
+    ar->device.dpr = 1;
 
     for (i = 0; i < ar->nmessages && i < KX_MAX_MESSAGES; i++) {
         p = alias->messages[i];

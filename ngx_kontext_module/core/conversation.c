@@ -82,8 +82,9 @@ static unsigned kx_conversation_said(kx_conversation_t *cv,
 static void kx_conversation_opening(kx_conversation_t *cv);
 static void kx_conversation_open(void *data, const unsigned char *p,
     size_t len);
-static void kx_conversation_settle(kx_conversation_t *cv,
-    const kx_kept_t *kept);
+static void kx_conversation_settle(kx_conversation_t *cv, kx_kept_t *kept);
+static void kx_conversation_tagged(const kx_conversation_t *cv,
+    kx_kept_t *kept);
 static uint64_t kx_conversation_tag(const kx_conversation_t *cv,
     const kx_kept_t *kept);
 static uint64_t kx_conversation_owner(const kx_conversation_t *cv,
@@ -101,7 +102,7 @@ static int kx_conversation_id(kx_conversation_t *cv,
 static void kx_conversation_made_id(kx_conversation_t *cv,
     const kx_str_t *conversation_id, const kx_kept_t *kept, uint32_t ordinal,
     kx_reading_t *rd, unsigned char digest[KX_ID_LEN]);
-static int kx_conversation_read(kx_conversation_t *cv, const kx_kept_t *kept,
+static int kx_conversation_read(kx_conversation_t *cv, kx_kept_t *kept,
     kx_reading_t *rd, kx_message_t *m, kx_room_t *room, size_t max);
 static unsigned kx_conversation_plain(kx_conversation_t *cv,
     const kx_kept_t *kept, kx_reading_t *rd, kx_message_t *m, size_t max);
@@ -421,6 +422,13 @@ kx_conversation_keep(kx_conversation_t *cv, kx_role_e role,
         kept->id = *id;
     }
 
+    kept->tag = 0;
+
+    if (cv->memos) {
+        kept->tag = kx_conversation_tag(cv, kept);
+        kx_memo_expect(cv->memos, kept->tag);
+    }
+
     return KX_OK;
 }
 
@@ -493,23 +501,21 @@ kx_conversation_open(void *data, const unsigned char *p, size_t len)
 /* makes the hash of a message that is not among the last ones any more */
 
 static void
-kx_conversation_settle(kx_conversation_t *cv, const kx_kept_t *kept)
+kx_conversation_settle(kx_conversation_t *cv, kx_kept_t *kept)
 {
-    kx_mix_t          mix;
-    kx_memo_t         memo;
-    kx_text_t         text;
-    const kx_memo_t  *known;
+    uint64_t   hash;
+    kx_mix_t   mix;
+    kx_text_t  text;
 
-    memset(&memo, 0, sizeof(kx_memo_t));
+    static const kx_memo_t  memo;
 
-    if (cv->memos) {
-        memo.tag = kx_conversation_tag(cv, kept);
-        known = kx_memo_find(cv->memos, memo.tag);
+    kx_conversation_tagged(cv, kept);
 
-        if (known) {
-            cv->hashes[kept->index] = known->hash;
-            return;
-        }
+    if (cv->memos
+        && kx_memo_find(cv->memos, kept->tag, &cv->hashes[kept->index], NULL)
+           == KX_OK)
+    {
+        return;
     }
 
     kx_conversation_hash(cv, &mix, kept->role);
@@ -518,12 +524,23 @@ kx_conversation_settle(kx_conversation_t *cv, const kx_kept_t *kept)
     cv->dialect->content(&kept->content, kx_text_feed, &text);
     kx_text_finish(&text);
 
-    memo.hash = kx_mix_final(&mix);
+    hash = kx_mix_final(&mix);
 
-    cv->hashes[kept->index] = memo.hash;
+    cv->hashes[kept->index] = hash;
 
     if (cv->memos) {
-        kx_memo_put(cv->memos, &memo);
+        kx_memo_put(cv->memos, kept->tag, hash, &memo);
+    }
+}
+
+
+/* there may be memos since after the message was scanned */
+
+static void
+kx_conversation_tagged(const kx_conversation_t *cv, kx_kept_t *kept)
+{
+    if (cv->memos && kept->tag == 0) {
+        kept->tag = kx_conversation_tag(cv, kept);
     }
 }
 
@@ -726,14 +743,14 @@ kx_conversation_messages(kx_conversation_t *cv,
     const kx_str_t *conversation_id, kx_message_t *messages,
     unsigned char digest[KX_ID_LEN])
 {
-    int               rc;
-    size_t            max;
-    uint32_t          i, n, first, sent, ordinals[KX_MAX_MESSAGES];
-    uint64_t          owner;
-    kx_room_t         room;
-    kx_reading_t     *rd, readings[KX_MAX_MESSAGES];
-    kx_message_t     *m;
-    const kx_kept_t  *kept;
+    int            rc;
+    size_t         max;
+    uint32_t       i, n, first, sent, ordinals[KX_MAX_MESSAGES];
+    uint64_t       owner;
+    kx_kept_t     *kept;
+    kx_room_t      room;
+    kx_reading_t  *rd, readings[KX_MAX_MESSAGES];
+    kx_message_t  *m;
 
     n = cv->nhashes;
     first = (n < KX_MAX_MESSAGES) ? 0 : n - KX_MAX_MESSAGES;
@@ -800,7 +817,8 @@ kx_conversation_messages(kx_conversation_t *cv,
         }
 
         if (cv->memos && !rd->known) {
-            kx_memo_put(cv->memos, &rd->memo);
+            kx_memo_put(cv->memos, kept->tag, cv->hashes[kept->index],
+                        &rd->memo);
         }
     }
 
@@ -963,33 +981,30 @@ kx_conversation_made_id(kx_conversation_t *cv,
  */
 
 static int
-kx_conversation_read(kx_conversation_t *cv, const kx_kept_t *kept,
+kx_conversation_read(kx_conversation_t *cv, kx_kept_t *kept,
     kx_reading_t *rd, kx_message_t *m, kx_room_t *room, size_t max)
 {
     int               rc;
-    uint64_t          tag;
+    uint64_t         *hash;
     const kx_memo_t  *known;
 
-    tag = 0;
-    known = NULL;
+    hash = &cv->hashes[kept->index];
 
-    if (cv->memos) {
-        tag = kx_conversation_tag(cv, kept);
-        known = kx_memo_find(cv->memos, tag);
-    }
+    kx_conversation_tagged(cv, kept);
 
     m->raw.len = 0;
     m->raw.data = NULL;
-    m->tag = tag;
+    m->tag = cv->memos ? kept->tag : 0;
     m->clean = 0;
 
     rd->has_sha = 0;
 
-    if (known && known->text && known->raw && known->len <= max) {
+    if (cv->memos
+        && kx_memo_find(cv->memos, kept->tag, hash, &known) == KX_OK
+        && known->text && known->raw && known->len <= max)
+    {
         rd->memo = *known;
         rd->known = 1;
-
-        cv->hashes[kept->index] = known->hash;
 
         m->raw.data = kept->content.data + 1;
         m->raw.len = kept->content.len - 2;
@@ -1002,7 +1017,6 @@ kx_conversation_read(kx_conversation_t *cv, const kx_kept_t *kept,
 
     memset(&rd->memo, 0, sizeof(kx_memo_t));
 
-    rd->memo.tag = tag;
     rd->known = 0;
 
     rc = KX_OK;
@@ -1012,8 +1026,6 @@ kx_conversation_read(kx_conversation_t *cv, const kx_kept_t *kept,
     }
 
     rd->has_sha = (rc != KX_ERROR);
-
-    cv->hashes[kept->index] = rd->memo.hash;
 
     return rc;
 }
@@ -1058,7 +1070,8 @@ kx_conversation_plain(kx_conversation_t *cv, const kx_kept_t *kept,
 
     kx_sha256_final(&mt.sha, rd->sha);
 
-    rd->memo.hash = kx_mix_final(&mt.mix);
+    cv->hashes[kept->index] = kx_mix_final(&mt.mix);
+
     rd->memo.len = (uint32_t) n;
     rd->memo.raw = 1;
     rd->memo.text = 1;
@@ -1076,6 +1089,7 @@ kx_conversation_learn(kx_conversation_t *cv, const kx_message_t *messages,
     unsigned n)
 {
     unsigned             i;
+    uint64_t             hash;
     kx_memo_t            memo;
     const kx_memo_t     *known;
     const kx_message_t  *m;
@@ -1087,13 +1101,14 @@ kx_conversation_learn(kx_conversation_t *cv, const kx_message_t *messages,
     for (i = 0; i < n; i++) {
         m = &messages[i];
 
-        known = m->clean ? kx_memo_find(cv->memos, m->tag) : NULL;
-
-        if (known && known->raw && known->clean != m->clean) {
+        if (m->clean
+            && kx_memo_find(cv->memos, m->tag, &hash, &known) == KX_OK
+            && known->raw && known->clean != m->clean)
+        {
             memo = *known;
             memo.clean = m->clean & KX_REDACT_ALL;
 
-            kx_memo_put(cv->memos, &memo);
+            kx_memo_put(cv->memos, m->tag, hash, &memo);
         }
     }
 }
@@ -1158,7 +1173,7 @@ kx_conversation_text(kx_conversation_t *cv, const kx_kept_t *kept,
     }
 
     kx_sha256_final(&mt.sha, rd->sha);
-    rd->memo.hash = kx_mix_final(&mt.mix);
+    cv->hashes[kept->index] = kx_mix_final(&mt.mix);
 
     if (mt.cut) {
 

@@ -50,6 +50,7 @@ typedef struct {
     kx_role_e            role;
     kx_str_t             content;    /* raw JSON, in the body */
     kx_str_t             id;         /* raw string, in the body, or empty */
+    uint64_t             tag;        /* of its memo, if there are memos */
     uint32_t             index;      /* into hashes */
 } kx_kept_t;
 

@@ -41,11 +41,11 @@ static const unsigned char *kx_sip_words(kx_sip_t *h, const unsigned char *p,
     size_t n);
 static void kx_sip_last(kx_sip_t *h);
 static uint64_t kx_sip_digest(kx_sip_t *h);
-static uint64_t kx_get64(const unsigned char *p);
+static inline uint64_t kx_get64(const unsigned char *p);
 static void kx_put64(unsigned char *p, uint64_t n);
 static const unsigned char *kx_mix_words(kx_mix_t *h, const unsigned char *p,
     size_t n);
-static uint64_t kx_mix_fold(uint64_t x, uint64_t y);
+static inline uint64_t kx_mix_fold(uint64_t x, uint64_t y);
 static const unsigned char *kx_sha256_blocks(kx_sha256_t *h,
     const unsigned char *p, size_t n);
 static const unsigned char *kx_sha256_c(kx_sha256_t *h,
@@ -241,7 +241,7 @@ kx_sip_digest(kx_sip_t *h)
 }
 
 
-static uint64_t
+static inline uint64_t
 kx_get64(const unsigned char *p)
 {
     return (uint64_t) p[0]
@@ -346,7 +346,7 @@ kx_mix_words(kx_mix_t *h, const unsigned char *p, size_t n)
 
 /* both halves of the product, one over the other */
 
-static uint64_t
+static inline uint64_t
 kx_mix_fold(uint64_t x, uint64_t y)
 {
 #ifdef __SIZEOF_INT128__

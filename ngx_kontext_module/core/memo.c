@@ -6,49 +6,59 @@
 #include "memo.h"
 
 
-static kx_memo_t *kx_memo_set(const kx_memo_table_t *t, uint64_t tag);
+static unsigned kx_memo_place(const kx_memo_set_t *set, uint64_t tag);
 
 
 void
 kx_memo_init(kx_memo_table_t *t, void *mem, size_t size)
 {
-    t->memos = mem;
-    t->sets = size / (KX_MEMO_SET * sizeof(kx_memo_t));
+    uint64_t  n;
+
+    n = size / sizeof(kx_memo_set_t);
+
+    while (n & (n - 1)) {
+        n &= n - 1;
+    }
+
+    t->sets = mem;
+    t->mask = n - 1;
     t->next = 0;
 }
 
 
-const kx_memo_t *
-kx_memo_find(const kx_memo_table_t *t, uint64_t tag)
+int
+kx_memo_find(const kx_memo_table_t *t, uint64_t tag, uint64_t *hash,
+    const kx_memo_t **memo)
 {
-    unsigned    i;
-    kx_memo_t  *set;
+    unsigned              i;
+    const kx_memo_set_t  *set;
 
-    set = kx_memo_set(t, tag);
+    set = &t->sets[tag & t->mask];
+    i = kx_memo_place(set, tag);
 
-    for (i = 0; i < KX_MEMO_SET; i++) {
-        if (set[i].tag == tag) {
-            return &set[i];
-        }
+    if (i == KX_MEMO_SET) {
+        return KX_DECLINED;
     }
 
-    return NULL;
+    *hash = set->hashes[i];
+
+    if (memo) {
+        *memo = &set->memos[i];
+    }
+
+    return KX_OK;
 }
 
 
 void
-kx_memo_put(kx_memo_table_t *t, const kx_memo_t *memo)
+kx_memo_put(kx_memo_table_t *t, uint64_t tag, uint64_t hash,
+    const kx_memo_t *memo)
 {
-    unsigned    i;
-    kx_memo_t  *set;
+    unsigned        i;
+    kx_memo_set_t  *set;
 
-    set = kx_memo_set(t, memo->tag);
-
-    for (i = 0; i < KX_MEMO_SET; i++) {
-        if (set[i].tag == memo->tag) {
-            break;
-        }
-    }
+    set = &t->sets[tag & t->mask];
+    i = kx_memo_place(set, tag);
 
     if (i == KX_MEMO_SET) {
 
@@ -58,12 +68,24 @@ kx_memo_put(kx_memo_table_t *t, const kx_memo_t *memo)
         i = t->next >> 30;
     }
 
-    set[i] = *memo;
+    set->tags[i] = tag;
+    set->hashes[i] = hash;
+    set->memos[i] = *memo;
 }
 
 
-static kx_memo_t *
-kx_memo_set(const kx_memo_table_t *t, uint64_t tag)
+/* KX_MEMO_SET: it is not there */
+
+static unsigned
+kx_memo_place(const kx_memo_set_t *set, uint64_t tag)
 {
-    return &t->memos[tag % t->sets * KX_MEMO_SET];
+    unsigned  i;
+
+    for (i = 0; i < KX_MEMO_SET; i++) {
+        if (set->tags[i] == tag) {
+            break;
+        }
+    }
+
+    return i;
 }

@@ -14,9 +14,11 @@
 #include "kx.h"
 
 
+#define KX_MEMO_SET    4             /* places that a tag may be at */
+#define KX_MEMO_ALIGN  64            /* bytes, a line of the cache */
+
+
 typedef struct {
-    uint64_t         tag;            /* of role and raw content, 0: no memo */
-    uint64_t         hash;           /* of role and canonical text, keyed */
 
     /* of which conversation, as a keyed hash, and which one of those with
        this text digest is; 0: not known */
@@ -33,29 +35,58 @@ typedef struct {
 } kx_memo_t;
 
 
+/* tags and hashes are one line of the cache, the rest is in the next ones */
+
 typedef struct {
-    kx_memo_t       *memos;
-    uint64_t         sets;
+    uint64_t         tags[KX_MEMO_SET];      /* 0: no memo */
+    uint64_t         hashes[KX_MEMO_SET];
+    kx_memo_t        memos[KX_MEMO_SET];
+    unsigned char    unused[KX_MEMO_ALIGN
+                            - KX_MEMO_SET * sizeof(kx_memo_t)
+                              % KX_MEMO_ALIGN];
+} kx_memo_set_t;
+
+
+typedef struct {
+    kx_memo_set_t   *sets;
+    uint64_t         mask;           /* their number, a power of 2, less 1 */
     uint32_t         next;           /* tells whose place a new one takes */
 } kx_memo_table_t;
 
 
 /*
  * Makes an empty table in size bytes at mem, which are zero, and remain the
- * caller's; there must be room for one set, KX_MEMO_SET memos, at least.
+ * caller's; there must be room for a kx_memo_set_t at least, and mem should
+ * be aligned to KX_MEMO_ALIGN.  A power of 2 sets is used.
  */
-#define KX_MEMO_SET  4
-
 void kx_memo_init(kx_memo_table_t *t, void *mem, size_t size);
 
+/* Says that a tag will be asked for soon. */
+static inline void kx_memo_expect(const kx_memo_table_t *t, uint64_t tag);
+
 /*
- * The memo of a tag other than 0, or NULL.  It is valid until the next
- * kx_memo_put().
+ * What is known by a tag other than 0: the keyed hash of role and canonical
+ * text, and the rest of it.  memo is valid until the next kx_memo_put(), and
+ * may be NULL if nobody wants to know.  KX_OK or KX_DECLINED.
  */
-const kx_memo_t *kx_memo_find(const kx_memo_table_t *t, uint64_t tag);
+int kx_memo_find(const kx_memo_table_t *t, uint64_t tag, uint64_t *hash,
+    const kx_memo_t **memo);
 
 /* Keeps a copy, in place of the one with that tag or of some other one. */
-void kx_memo_put(kx_memo_table_t *t, const kx_memo_t *memo);
+void kx_memo_put(kx_memo_table_t *t, uint64_t tag, uint64_t hash,
+    const kx_memo_t *memo);
+
+
+static inline void
+kx_memo_expect(const kx_memo_table_t *t, uint64_t tag)
+{
+#ifdef __GNUC__
+    __builtin_prefetch(&t->sets[tag & t->mask]);
+#else
+    (void) t;
+    (void) tag;
+#endif
+}
 
 
 #endif /* _KX_MEMO_H_INCLUDED_ */

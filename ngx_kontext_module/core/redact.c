@@ -19,6 +19,7 @@
 #define KX_REDACT_MAX_LOCAL   128    /* bytes in front of the "@" */
 #define KX_REDACT_MAX_DOMAIN  253
 #define KX_REDACT_MIN_TOKEN   16
+#define KX_REDACT_KEY_DOTS    2      /* within a key whose prefix has one */
 #define KX_REDACT_CUE         40     /* bytes in front of a number */
 #define KX_REDACT_PEM         240    /* of its first lines */
 #define KX_REDACT_TAIL        4096  /* of a last word that was cut */
@@ -682,7 +683,7 @@ kx_redact_email(kx_redact_t *r, const unsigned char *p, size_t len)
             || (*end == ':' && p - start == 3
                 && memcmp(start, "git", 3) == 0)))
     {
-        return end;
+        return p + len;
     }
 
     kx_redact_put(r, start, end, "[email]");
@@ -1896,7 +1897,7 @@ kx_redact_token(kx_redact_t *r, const unsigned char *p)
             key = kx_token_jwt(q, end);
         }
 
-        if (key == NULL && (q == start || q[-1] == '=')) {
+        if (key == NULL && *q != '=' && (q == start || q[-1] == '=')) {
             key = kx_token_led(r, q, end);
         }
 
@@ -1952,7 +1953,7 @@ static const unsigned char *
 kx_token_key(const unsigned char *p, const unsigned char *last)
 {
     size_t                len;
-    unsigned              digits, upper, lower;
+    unsigned              digits, upper, lower, dots;
     const kx_key_t       *k;
     const unsigned char  *q;
 
@@ -1973,12 +1974,14 @@ kx_token_key(const unsigned char *p, const unsigned char *last)
         digits = 0;
         upper = 0;
         lower = 0;
+        dots = (k->prefix[len - 1] == '.') ? KX_REDACT_KEY_DOTS : 0;
 
         for (q = p + len; q < last; q++) {
 
-            if (!kx_is_word(*q)
-                && !(*q == '.' && k->prefix[len - 1] == '.'))
-            {
+            if (*q == '.' && dots) {
+                dots--;
+
+            } else if (!kx_is_word(*q)) {
                 break;
             }
 

@@ -107,6 +107,7 @@ before(async () => {
     kontext_publisher_token  client-tests;
     kontext_user_id          u-1;
     kontext_grace            25s;
+    kontext_breaker          off;
 
     server {
         listen 127.0.0.1:${port};
