@@ -120,7 +120,11 @@ LLVMFuzzerTestOneInput(const unsigned char *data, size_t len)
     ba = b;
     kx_record_merge(&ba, &a);
 
-    check(memcmp(&ab, &ba, sizeof(kx_record_t)) == 0);
+    /* of more turns than there is room for some are forgotten on the way */
+
+    if (a.nturns + b.nturns <= KX_RECORD_TURNS) {
+        check(memcmp(&ab, &ba, sizeof(kx_record_t)) == 0);
+    }
 
     kx_record_give(&s, &ab);
     check(kx_session_table_sane(&s));

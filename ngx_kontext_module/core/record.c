@@ -223,6 +223,10 @@ kx_record_read_turn(kx_record_reader_t *rd, kx_record_turn_t *t)
 
     kx_record_take_bytes(rd, t->code, len);
 
+    if (strlen(t->code) != len) {
+        rd->bad = 1;
+    }
+
     t->nbids = (uint8_t) kx_record_read(rd, 1);
 
     if (t->nbids > KX_MAX_BIDS) {

@@ -96,7 +96,8 @@ int kx_record_decode(kx_record_t *r, const unsigned char *p, size_t len,
  * Makes of a what both say.  Of two users the one with the newer turn has the
  * conversation.  Of the same user's turns the newest wins, and each message
  * has the ads of one preload, the first that was filled.  The order in which
- * nodes merge, and how often, makes no difference.
+ * nodes merge, and how often, makes no difference, as long as no more than
+ * KX_RECORD_TURNS turns are within KX_RECORD_SPAN of the newest.
  */
 void kx_record_merge(kx_record_t *a, const kx_record_t *b);
 
