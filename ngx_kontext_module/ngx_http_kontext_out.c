@@ -11,6 +11,8 @@
 #define NGX_HTTP_KONTEXT_SPARE  4    /* held, a frame, the end; a flush */
 
 
+static ngx_chain_t *ngx_http_kontext_out_spared(ngx_chain_t ***ll,
+    ngx_chain_t *cl, u_char *p, size_t len);
 static ngx_buf_t *ngx_http_kontext_out_buf(ngx_http_kontext_ctx_t *ctx,
     size_t size);
 
@@ -149,6 +151,31 @@ ngx_http_kontext_out_spare(ngx_http_kontext_ctx_t *ctx)
 }
 
 
+/* links a spare buffer with len bytes, if there are any; the next spare one */
+
+static ngx_chain_t *
+ngx_http_kontext_out_spared(ngx_chain_t ***ll, ngx_chain_t *cl, u_char *p,
+    size_t len)
+{
+    ngx_buf_t  *b;
+
+    if (len == 0) {
+        return cl;
+    }
+
+    b = cl->buf;
+    b->pos = p;
+    b->last = p + len;
+    b->memory = 1;
+    b->flush = 1;
+
+    **ll = cl;
+    *ll = &cl->next;
+
+    return cl + 1;
+}
+
+
 void
 ngx_http_kontext_out_rest(ngx_http_kontext_ctx_t *ctx, ngx_chain_t ***ll,
     ngx_chain_t *in)
@@ -166,31 +193,8 @@ ngx_http_kontext_out_rest(ngx_http_kontext_ctx_t *ctx, ngx_chain_t ***ll,
         in = in->next;
     }
 
-    cl = ctx->spare;
-
-    if (ctx->held_len) {
-        b = cl->buf;
-        b->pos = ctx->held;
-        b->last = ctx->held + ctx->held_len;
-        b->memory = 1;
-        b->flush = 1;
-
-        **ll = cl;
-        *ll = &cl->next;
-        cl++;
-    }
-
-    if (ctx->frame_len) {
-        b = cl->buf;
-        b->pos = ctx->frame;
-        b->last = ctx->frame + ctx->frame_len;
-        b->memory = 1;
-        b->flush = 1;
-
-        **ll = cl;
-        *ll = &cl->next;
-        cl++;
-    }
+    cl = ngx_http_kontext_out_spared(ll, ctx->spare, ctx->held, ctx->held_len);
+    cl = ngx_http_kontext_out_spared(ll, cl, ctx->frame, ctx->frame_len);
 
     if (ctx->last) {
         b = cl->buf;

@@ -163,6 +163,30 @@ old_memos_give_way_to_new_ones(void **state)
 }
 
 
+/* as many sets as there is room for a power of 2 of */
+
+static void
+a_table_has_a_size_that_is_a_power_of_two(void **state)
+{
+    unsigned   sets;
+    kx_memo_t  memo;
+
+    (void) state;
+
+    memset(&memo, 0, sizeof(kx_memo_t));
+
+    for (sets = 1; sets <= SETS; sets++) {
+        memset(mem, 0, sizeof(mem));
+        kx_memo_init(&memos, mem, (sets + 1) * sizeof(kx_memo_set_t) - 1);
+
+        assert_true(memos.mask < sets && memos.mask * 2 + 2 > sets);
+
+        kx_memo_put(&memos, ~(uint64_t) 0, 0, &memo);
+        assert_true(is_known(~(uint64_t) 0));
+    }
+}
+
+
 /* the same bytes in a message of the other role are another message */
 
 static void
@@ -374,6 +398,27 @@ assert_sent(const char *body, unsigned redact, const char *text,
 }
 
 
+/* a process that has no memory for memos */
+
+static void
+nothing_is_learned_without_memos(void **state)
+{
+    (void) state;
+
+    assert_int_equal(read_all(&kx_openai_chat, "c", "{\"messages\":["
+        "{\"role\":\"user\",\"content\":\"hi\"}]}"), 1);
+
+    messages[0].clean = KX_REDACT_ALL;
+    cv.memos = NULL;
+
+    kx_conversation_learn(&cv, messages, 1);
+
+    assert_int_equal(read_all(&kx_openai_chat, "c", "{\"messages\":["
+        "{\"role\":\"user\",\"content\":\"hi\"}]}"), 1);
+    assert_int_equal(messages[0].clean, 0);
+}
+
+
 /* each time, although the message is known, and whatever was asked before */
 
 static void
@@ -426,6 +471,10 @@ main(void)
         cmocka_unit_test_setup(a_memo_is_found_by_its_tag, setup),
         cmocka_unit_test_setup(a_memo_replaces_the_one_with_its_tag, setup),
         cmocka_unit_test_setup(old_memos_give_way_to_new_ones, setup),
+        cmocka_unit_test_setup(a_table_has_a_size_that_is_a_power_of_two,
+                               setup),
+        cmocka_unit_test_setup_teardown(nothing_is_learned_without_memos,
+                                        setup, teardown),
         cmocka_unit_test_setup_teardown(a_role_is_part_of_what_is_known,
                                         setup, teardown),
         cmocka_unit_test_setup_teardown(

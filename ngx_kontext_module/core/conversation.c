@@ -79,6 +79,8 @@ static int kx_conversation_keep(kx_conversation_t *cv, kx_role_e role,
     const kx_str_t *content, const kx_str_t *id);
 static unsigned kx_conversation_said(kx_conversation_t *cv,
     const kx_str_t *content);
+static size_t kx_conversation_canonical(kx_conversation_t *cv,
+    const kx_str_t *content, kx_sink_pt sink, void *data);
 static void kx_conversation_opening(kx_conversation_t *cv);
 static void kx_conversation_open(void *data, const unsigned char *p,
     size_t len);
@@ -438,7 +440,6 @@ kx_conversation_keep(kx_conversation_t *cv, kx_role_e role,
 static unsigned
 kx_conversation_said(kx_conversation_t *cv, const kx_str_t *content)
 {
-    kx_text_t      text;
     kx_opening_t   opening;
     unsigned char  c;
 
@@ -453,12 +454,26 @@ kx_conversation_said(kx_conversation_t *cv, const kx_str_t *content)
 
     opening.len = 0;
 
-    kx_text_init(&text, KX_TEXT_CANONICAL, kx_conversation_open, &opening);
+    return kx_conversation_canonical(cv, content, kx_conversation_open,
+                                     &opening)
+           != 0;
+}
+
+
+/* the length of a content's canonical text, which goes to the sink */
+
+static size_t
+kx_conversation_canonical(kx_conversation_t *cv, const kx_str_t *content,
+    kx_sink_pt sink, void *data)
+{
+    kx_text_t  text;
+
+    kx_text_init(&text, KX_TEXT_CANONICAL, sink, data);
 
     cv->dialect->content(content, kx_text_feed, &text);
     kx_text_finish(&text);
 
-    return text.out != 0;
+    return text.out;
 }
 
 
@@ -467,7 +482,6 @@ kx_conversation_said(kx_conversation_t *cv, const kx_str_t *content)
 static void
 kx_conversation_opening(kx_conversation_t *cv)
 {
-    kx_text_t         text;
     kx_opening_t      opening;
     const kx_kept_t  *kept;
 
@@ -475,10 +489,8 @@ kx_conversation_opening(kx_conversation_t *cv)
 
     opening.len = 0;
 
-    kx_text_init(&text, KX_TEXT_CANONICAL, kx_conversation_open, &opening);
-
-    cv->dialect->content(&kept->content, kx_text_feed, &text);
-    kx_text_finish(&text);
+    (void) kx_conversation_canonical(cv, &kept->content, kx_conversation_open,
+                                     &opening);
 
     cv->auxiliary = kx_auxiliary(opening.text, opening.len);
 }
@@ -503,9 +515,8 @@ kx_conversation_open(void *data, const unsigned char *p, size_t len)
 static void
 kx_conversation_settle(kx_conversation_t *cv, kx_kept_t *kept)
 {
-    uint64_t   hash;
-    kx_mix_t   mix;
-    kx_text_t  text;
+    uint64_t  hash;
+    kx_mix_t  mix;
 
     static const kx_memo_t  memo;
 
@@ -519,10 +530,8 @@ kx_conversation_settle(kx_conversation_t *cv, kx_kept_t *kept)
     }
 
     kx_conversation_hash(cv, &mix, kept->role);
-    kx_text_init(&text, KX_TEXT_CANONICAL, kx_conversation_mix, &mix);
-
-    cv->dialect->content(&kept->content, kx_text_feed, &text);
-    kx_text_finish(&text);
+    (void) kx_conversation_canonical(cv, &kept->content, kx_conversation_mix,
+                                     &mix);
 
     hash = kx_mix_final(&mix);
 
@@ -948,7 +957,6 @@ kx_conversation_made_id(kx_conversation_t *cv,
     const kx_str_t *conversation_id, const kx_kept_t *kept, uint32_t ordinal,
     kx_reading_t *rd, unsigned char digest[KX_ID_LEN])
 {
-    kx_text_t    text;
     kx_sha256_t  sha;
 
     if (rd->memo.ordinal == ordinal) {
@@ -958,11 +966,8 @@ kx_conversation_made_id(kx_conversation_t *cv,
 
     if (!rd->has_sha) {
         kx_sha256_init(&sha);
-        kx_text_init(&text, KX_TEXT_CANONICAL, kx_conversation_sha, &sha);
-
-        cv->dialect->content(&kept->content, kx_text_feed, &text);
-
-        kx_text_finish(&text);
+        (void) kx_conversation_canonical(cv, &kept->content,
+                                         kx_conversation_sha, &sha);
         kx_sha256_final(&sha, rd->sha);
     }
 
@@ -1114,23 +1119,6 @@ kx_conversation_learn(kx_conversation_t *cv, const kx_message_t *messages,
 }
 
 
-int
-kx_message_decode(kx_message_t *m, const kx_pool_t *pool)
-{
-    if (m->content.data || m->content.len == 0) {
-        return KX_OK;
-    }
-
-    m->content.data = pool->alloc(pool->data, m->content.len);
-    if (m->content.data == NULL) {
-        return KX_ERROR;
-    }
-
-    return (kx_json_copy(&m->raw, m->content.data, m->content.len)
-            == (ssize_t) m->content.len) ? KX_OK : KX_ERROR;
-}
-
-
 /* any text, decoded */
 
 static int
@@ -1255,7 +1243,6 @@ void
 kx_conversation_derive(kx_conversation_t *cv, const kx_str_t *user,
     unsigned char digest[KX_ID_LEN])
 {
-    kx_text_t      text;
     kx_sha256_t    sha;
     unsigned char  result[KX_SHA256_LEN];
 
@@ -1269,14 +1256,9 @@ kx_conversation_derive(kx_conversation_t *cv, const kx_str_t *user,
 
         kx_sha256_field(&sha, cv->previous.data, cv->previous.len);
 
-    } else {
-        kx_text_init(&text, KX_TEXT_CANONICAL, kx_conversation_sha, &sha);
-
-        if (cv->first.data) {
-            cv->dialect->content(&cv->first, kx_text_feed, &text);
-        }
-
-        kx_text_finish(&text);
+    } else if (cv->first.data) {
+        (void) kx_conversation_canonical(cv, &cv->first, kx_conversation_sha,
+                                         &sha);
     }
 
     kx_sha256_final(&sha, result);

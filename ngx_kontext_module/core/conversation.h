@@ -129,13 +129,6 @@ void kx_conversation_learn(kx_conversation_t *cv,
     const kx_message_t *messages, unsigned n);
 
 /*
- * Sees to it that the content of a message has data, for those who want to
- * read it: what has been left a raw string is decoded into memory of pool.
- * KX_OK, or KX_ERROR (no memory).
- */
-int kx_message_decode(kx_message_t *m, const kx_pool_t *pool);
-
-/*
  * Makes the digest of a conversation id for a request that has none: of the
  * user and of the whole first user message, or of the answer that it goes on
  * from.  Two conversations of one user that start with the same words get

@@ -26,6 +26,9 @@ static inline int kx_json_write_room(kx_json_writer_t *w, size_t len);
 static int kx_json_write_grow(kx_json_writer_t *w, size_t len);
 static void kx_json_write_name(kx_json_writer_t *w, const char *name);
 static void kx_json_write(kx_json_writer_t *w, const void *p, size_t len);
+#ifdef __SSE2__
+static inline int kx_json_write_found(__m128i v);
+#endif
 static size_t kx_json_write_plain(kx_json_writer_t *w, const unsigned char *p,
     size_t len);
 static void kx_json_write_special(kx_json_writer_t *w, unsigned char c);
@@ -256,6 +259,26 @@ kx_json_write_raw(kx_json_writer_t *w, const char *name, const kx_str_t *raw)
 }
 
 
+#ifdef __SSE2__
+
+/* a bit for each of 16 bytes that cannot stand as it is, or is not ASCII */
+
+static inline int
+kx_json_write_found(__m128i v)
+{
+    __m128i  special, control;
+
+    special = _mm_or_si128(_mm_cmpeq_epi8(v, _mm_set1_epi8('"')),
+                           _mm_cmpeq_epi8(v, _mm_set1_epi8('\\')));
+
+    control = _mm_cmpeq_epi8(_mm_min_epu8(v, _mm_set1_epi8(0x1f)), v);
+
+    return _mm_movemask_epi8(_mm_or_si128(_mm_or_si128(special, control), v));
+}
+
+#endif
+
+
 /*
  * Writes up to the first byte that cannot stand as it is, or as much as there
  * is room for; returns how many.
@@ -271,7 +294,7 @@ kx_json_write_plain(kx_json_writer_t *w, const unsigned char *p, size_t len)
 #ifdef __SSE2__
 
     int                   found;
-    __m128i               v, control, special;
+    __m128i               v;
 
 #endif
 
@@ -283,19 +306,12 @@ kx_json_write_plain(kx_json_writer_t *w, const unsigned char *p, size_t len)
 
 #ifdef __SSE2__
 
-    control = _mm_set1_epi8(0x1f);
-
     while (last - p >= 16) {
         v = _mm_loadu_si128((const __m128i *) p);
 
         _mm_storeu_si128((__m128i *) dst, v);
 
-        special = _mm_or_si128(_mm_cmpeq_epi8(v, _mm_set1_epi8('"')),
-                               _mm_cmpeq_epi8(v, _mm_set1_epi8('\\')));
-        special = _mm_or_si128(special,
-                               _mm_cmpeq_epi8(_mm_min_epu8(v, control), v));
-
-        found = _mm_movemask_epi8(_mm_or_si128(special, v));
+        found = kx_json_write_found(v);
 
         if (found) {
 
@@ -317,12 +333,7 @@ kx_json_write_plain(kx_json_writer_t *w, const unsigned char *p, size_t len)
 
         v = _mm_loadu_si128((const __m128i *) (last - 16));
 
-        special = _mm_or_si128(_mm_cmpeq_epi8(v, _mm_set1_epi8('"')),
-                               _mm_cmpeq_epi8(v, _mm_set1_epi8('\\')));
-        special = _mm_or_si128(special,
-                               _mm_cmpeq_epi8(_mm_min_epu8(v, control), v));
-
-        if (_mm_movemask_epi8(_mm_or_si128(special, v)) == 0) {
+        if (kx_json_write_found(v) == 0) {
             _mm_storeu_si128((__m128i *) (dst + (last - p) - 16), v);
 
             w->pos = dst + (last - p);

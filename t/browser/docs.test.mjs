@@ -118,6 +118,10 @@ test('the scripts are such', () => {
 });
 
 
+// What belongs into a server; t/472 has all of them, with the module.
+
+const inServer = snippets('nginx').filter(text => !/^server \{/m.test(text));
+
 test('nginx takes the configuration', () => {
     const dir = mkdtempSync(join(tmpdir(), 'kontext-docs.'));
 
@@ -127,7 +131,7 @@ test('nginx takes the configuration', () => {
             events {}
             http {
                 access_log off;
-                server { listen 127.0.0.1:8080; ${snippets('nginx').join('')} }
+                server { listen 127.0.0.1:8080; ${inServer.join('')} }
             }`);
         execFileSync('nginx', ['-t', '-p', `${dir}/`, '-c', 'nginx.conf',
                                '-e', 'stderr', '-g', 'daemon off;'], {
@@ -178,7 +182,7 @@ test('the quick start, in front of the demo', async () => {
         `${stack.url}/config.json`)).json();
     const demo = text => text.replaceAll('https://server.megabrain.co',
                                          frameOrigin);
-    const [, policy] = /Policy "([^"]*)"/.exec(demo(snippets('nginx')[0]));
+    const [, policy] = /Policy "([^"]*)"/.exec(demo(inServer.join('')));
     const server = await serve({
         '/': {
             headers: { 'Content-Type': 'text/html',
