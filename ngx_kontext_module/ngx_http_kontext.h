@@ -438,10 +438,11 @@ struct ngx_http_kontext_fetch_s {
     ngx_http_kontext_call_t           *call;       /* NULL: it is answered */
     ngx_pool_t                        *pool;
     u_char                            *copy;       /* of the body, or NULL */
-    size_t                             kept;       /* its bytes */
+    size_t                             kept;       /* bytes of all of it */
     kx_message_t                      *messages;
     ngx_uint_t                         n;
     u_char                             digest[KX_ID_LEN];
+    uint32_t                           seq;        /* when it was asked */
     ngx_uint_t                         found;
     kx_record_t                        record;
 };
@@ -476,7 +477,8 @@ struct ngx_http_kontext_ctx_s {
     kx_pool_t                          pool;
     kx_conversation_t                  cv;
     ngx_event_t                        analyse;    /* timer, or posted */
-    size_t                             copied;     /* of the body, bytes */
+    ngx_pool_t                        *scratch;    /* of what it has said */
+    size_t                             scratched;  /* bytes, with copies */
 
     /* session */
     ngx_http_kontext_turn_t            turn;
@@ -747,9 +749,13 @@ ngx_int_t ngx_http_kontext_session_turn(ngx_http_kontext_turn_t *turn,
     kx_record_t *record, ngx_http_kontext_session_t *s,
     ngx_atomic_uint_t *turns);
 
-/* kx_record_due() of the session of a turn. */
+/* kx_record_due() of the session of a turn; seq is the session's, or 0. */
 ngx_uint_t ngx_http_kontext_session_due(ngx_http_kontext_turn_t *turn,
-    u_char *message);
+    u_char *message, uint32_t *seq);
+
+/* Has the user gone on to another message since session_due() gave seq? */
+ngx_uint_t ngx_http_kontext_session_passed(ngx_http_kontext_turn_t *turn,
+    u_char *message, uint32_t seq);
 
 /*
  * Merges a session with what other nodes know, if known says that there is

@@ -35,6 +35,7 @@ static ngx_int_t ngx_http_kontext_identify(ngx_http_kontext_ctx_t *ctx);
 static ngx_int_t ngx_http_kontext_identity(ngx_http_request_t *r,
     ngx_http_complex_value_t *cv, ngx_str_t *header, ngx_str_t *value);
 static ngx_int_t ngx_http_kontext_weak_user(ngx_http_kontext_ctx_t *ctx);
+static void *ngx_http_kontext_scratch_alloc(void *data, size_t size);
 
 
 static ngx_str_t  ngx_http_kontext_user_header =
@@ -552,13 +553,13 @@ ngx_http_kontext_analyse(ngx_http_kontext_ctx_t *ctx)
     reason = ngx_http_kontext_read_body(ctx, ctx->conf->max_body, &body,
                                         &copy);
 
-    ctx->copied = copy ? body.len : 0;
-
     /* the texts are needed until the ad calls are written, and no longer */
 
     pool = NULL;
 
     if (reason == KX_REASON_NONE) {
+        ctx->scratched = copy ? body.len : 0;
+
         pool = ngx_create_pool(NGX_HTTP_KONTEXT_SCRATCH_POOL,
                                r->connection->log);
         if (pool == NULL) {
@@ -567,8 +568,10 @@ ngx_http_kontext_analyse(ngx_http_kontext_ctx_t *ctx)
     }
 
     if (reason == KX_REASON_NONE) {
-        scratch.alloc = ngx_http_kontext_alloc;
-        scratch.data = pool;
+        ctx->scratch = pool;
+
+        scratch.alloc = ngx_http_kontext_scratch_alloc;
+        scratch.data = ctx;
 
         reason = ngx_http_kontext_understand(ctx, &body, &scratch);
     }
@@ -610,6 +613,7 @@ ngx_http_kontext_analyse(ngx_http_kontext_ctx_t *ctx)
 
     /* nothing may look into the body any more */
 
+    ctx->scratch = NULL;
     ctx->cv.scratch = NULL;
     ctx->cv.memos = NULL;
     ctx->cv.kept = NULL;
@@ -1002,4 +1006,17 @@ void *
 ngx_http_kontext_alloc(void *data, size_t size)
 {
     return ngx_palloc(data, size);
+}
+
+
+/* as much is kept while the store is asked, which is bounded */
+
+static void *
+ngx_http_kontext_scratch_alloc(void *data, size_t size)
+{
+    ngx_http_kontext_ctx_t *ctx = data;
+
+    ctx->scratched += size;
+
+    return ngx_palloc(ctx->scratch, size);
 }

@@ -155,7 +155,8 @@ ngx_http_kontext_session_merge(ngx_http_kontext_turn_t *turn,
 
 
 ngx_uint_t
-ngx_http_kontext_session_due(ngx_http_kontext_turn_t *turn, u_char *message)
+ngx_http_kontext_session_due(ngx_http_kontext_turn_t *turn, u_char *message,
+    uint32_t *seq)
 {
     ngx_uint_t     due, taken;
     kx_session_t  *ks;
@@ -163,10 +164,29 @@ ngx_http_kontext_session_due(ngx_http_kontext_turn_t *turn, u_char *message)
     ks = ngx_http_kontext_session_lock(turn, &taken);
 
     due = kx_record_due(ks, message, ngx_http_kontext_now());
+    *seq = ks ? ks->seq : 0;
 
     ngx_http_kontext_zone_leave(turn->zone);
 
     return due;
+}
+
+
+ngx_uint_t
+ngx_http_kontext_session_passed(ngx_http_kontext_turn_t *turn,
+    u_char *message, uint32_t seq)
+{
+    ngx_uint_t     passed, taken;
+    kx_session_t  *ks;
+
+    ks = ngx_http_kontext_session_lock(turn, &taken);
+
+    passed = ks && ks->seq != seq
+             && ngx_memcmp(ks->user_message, message, KX_ID_LEN) != 0;
+
+    ngx_http_kontext_zone_leave(turn->zone);
+
+    return passed;
 }
 
 

@@ -15,7 +15,7 @@
 #define NGX_HTTP_KONTEXT_STORE_TIMEOUT  500     /* ms */
 #define NGX_HTTP_KONTEXT_STORE_CALLS    1024    /* of a worker */
 
-/* bytes of request bodies that a worker keeps while the store is asked */
+/* bytes of requests that a worker keeps while the store is asked */
 #define NGX_HTTP_KONTEXT_STORE_KEPT     67108864
 
 /* s: memcached takes larger ones for a date */
@@ -37,7 +37,7 @@ static ngx_http_kontext_call_t *ngx_http_kontext_store_call(
     ngx_http_request_t *r, ngx_http_kontext_turn_t *turn, ngx_uint_t method);
 static ngx_int_t ngx_http_kontext_store_send(ngx_http_kontext_call_t *call);
 static void ngx_http_kontext_store_over(ngx_http_kontext_call_t *call);
-static ngx_uint_t ngx_http_kontext_store_record(ngx_http_kontext_call_t *call,
+static ngx_int_t ngx_http_kontext_store_record(ngx_http_kontext_call_t *call,
     ngx_http_kontext_turn_t *turn, kx_record_t *record);
 static void ngx_http_kontext_store_fetched(ngx_http_kontext_call_t *call);
 static void ngx_http_kontext_store_resume(ngx_event_t *ev);
@@ -284,28 +284,25 @@ ngx_http_kontext_store_over(ngx_http_kontext_call_t *call)
 }
 
 
-/* What a GET has brought: 1, or 0 when that is nothing. */
+/*
+ * What a GET has brought.  NGX_OK, NGX_DECLINED: there is none, NGX_ABORT: it
+ * cannot be read, or NGX_ERROR: there was no answer.
+ */
 
-static ngx_uint_t
+static ngx_int_t
 ngx_http_kontext_store_record(ngx_http_kontext_call_t *call,
     ngx_http_kontext_turn_t *turn, kx_record_t *record)
 {
-    ngx_http_kontext_zone_t  *zone;
-
-    zone = turn->zone;
-
     ngx_log_debug2(NGX_LOG_DEBUG_HTTP, call->request->connection->log, 0,
                    "kontext store: status:%ui, %uz bytes",
                    call->status, call->len);
 
     if (call->status == NGX_HTTP_NOT_FOUND) {
-        ngx_http_kontext_count(zone, records.missing, 1);
-        return 0;
+        return NGX_DECLINED;
     }
 
     if (call->status != NGX_HTTP_OK) {
-        ngx_http_kontext_count(zone, records.fetch_failed, 1);
-        return 0;
+        return NGX_ERROR;
     }
 
     if (kx_record_decode(record, call->data, call->len, turn->store_key,
@@ -313,13 +310,10 @@ ngx_http_kontext_store_record(ngx_http_kontext_call_t *call,
                          ngx_http_kontext_wall())
         != KX_OK)
     {
-        ngx_http_kontext_count(zone, records.unreadable, 1);
-        return 0;
+        return NGX_ABORT;
     }
 
-    ngx_http_kontext_count(zone, records.found, 1);
-
-    return 1;
+    return NGX_OK;
 }
 
 
@@ -329,8 +323,8 @@ ngx_http_kontext_store_fetch(ngx_http_kontext_ctx_t *ctx,
 {
     ngx_http_kontext_call_t  *call;
 
-    if (ctx->copied > NGX_HTTP_KONTEXT_STORE_KEPT
-                      - ngx_http_kontext_store_kept)
+    if (ctx->scratched > NGX_HTTP_KONTEXT_STORE_KEPT
+                         - ngx_http_kontext_store_kept)
     {
         ngx_http_kontext_count(ctx->turn.zone, records.refused, 1);
         return NGX_DECLINED;
@@ -352,7 +346,7 @@ ngx_http_kontext_store_fetch(ngx_http_kontext_ctx_t *ctx,
     fetch->ctx = ctx;
     fetch->call = call;
     fetch->found = 0;
-    fetch->kept = ctx->copied;
+    fetch->kept = ctx->scratched;
 
     ngx_http_kontext_store_kept += fetch->kept;
 
@@ -366,16 +360,36 @@ static void
 ngx_http_kontext_store_fetched(ngx_http_kontext_call_t *call)
 {
     ngx_http_kontext_ctx_t    *ctx;
+    ngx_http_kontext_zone_t   *zone;
     ngx_http_kontext_fetch_t  *fetch;
 
     ngx_http_kontext_store_over(call);
 
     fetch = call->data_of;
     ctx = fetch->ctx;
+    zone = ctx->turn.zone;
 
     fetch->call = NULL;
-    fetch->found = ngx_http_kontext_store_record(call, &ctx->turn,
-                                                 &fetch->record);
+
+    switch (ngx_http_kontext_store_record(call, &ctx->turn, &fetch->record)) {
+
+    case NGX_OK:
+        fetch->found = 1;
+        ngx_http_kontext_count(zone, records.found, 1);
+        break;
+
+    case NGX_DECLINED:
+        ngx_http_kontext_count(zone, records.missing, 1);
+        break;
+
+    case NGX_ABORT:
+        ngx_http_kontext_count(zone, records.unreadable, 1);
+        break;
+
+    default: /* NGX_ERROR */
+        ngx_http_kontext_count(zone, records.fetch_failed, 1);
+        break;
+    }
 
     /* not here: the caller is in the middle of another request */
 
@@ -477,7 +491,8 @@ ngx_http_kontext_store_compared(ngx_http_kontext_call_t *call)
 
     save = call->data_of;
 
-    found = ngx_http_kontext_store_record(call, &save->turn, &record);
+    found = (ngx_http_kontext_store_record(call, &save->turn, &record)
+             == NGX_OK);
 
     /* a store that does not answer would not take it either */
 

@@ -44,7 +44,8 @@ ngx_http_kontext_turn(ngx_http_kontext_ctx_t *ctx, ngx_pool_t *pool)
     }
 
     if (ctx->turn.shared
-        && ngx_http_kontext_session_due(&ctx->turn, fetch->digest)
+        && ngx_http_kontext_session_due(&ctx->turn, fetch->digest,
+                                        &fetch->seq)
         && ngx_http_kontext_store_fetch(ctx, fetch) == NGX_OK)
     {
         ctx->status = NGX_HTTP_KONTEXT_PENDING;
@@ -58,11 +59,24 @@ ngx_http_kontext_turn(ngx_http_kontext_ctx_t *ctx, ngx_pool_t *pool)
 void
 ngx_http_kontext_turn_resume(ngx_http_kontext_ctx_t *ctx)
 {
-    kx_reason_e  reason;
+    kx_reason_e                reason;
+    ngx_http_kontext_fetch_t  *fetch;
+
+    fetch = ctx->fetch;
+
+    /* what was asked for later may be answered earlier */
+
+    if (ngx_http_kontext_session_passed(&ctx->turn, fetch->digest,
+                                        fetch->seq))
+    {
+        ngx_http_kontext_store_leave(ctx);
+        ngx_http_kontext_superseded(ctx);
+        return;
+    }
 
     ctx->status = NGX_HTTP_KONTEXT_OFF;
 
-    reason = ngx_http_kontext_turn_start(ctx, ctx->fetch);
+    reason = ngx_http_kontext_turn_start(ctx, fetch);
 
     ngx_http_kontext_store_leave(ctx);
 

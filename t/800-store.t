@@ -70,6 +70,11 @@ plan(skip_all => $missing) if $missing;
 
     # an answer that is there again needs no store
 
+    my $records = $site->status(1)->{records};
+
+    is("$records->{missing} $records->{found} $records->{saved}", '1 2 2',
+       'node 1 has asked three times, and written two turns');
+
     my $found = $site->records(2, 'found');
 
     $site->turn(@texts, { on => 2, ask => 0 });
