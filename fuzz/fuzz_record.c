@@ -26,8 +26,8 @@
 int LLVMFuzzerTestOneInput(const unsigned char *data, size_t len);
 
 
-static const unsigned char  key[KX_ID_LEN] = "a key of a store";
-static const unsigned char  secret[KX_SIP_KEY_LEN] = "the nodes' words";
+static const unsigned char  key[KX_ID_LEN + 1] = "a key of a store";
+static const unsigned char  secret[KX_SIP_KEY_LEN + 1] = "the nodes' words";
 
 
 /* the fuzzer does not find a seal */

@@ -17,10 +17,10 @@
 
 #define NOW  1790000000000ULL
 
-static const unsigned char  key[KX_ID_LEN] = "a key of a store";
-static const unsigned char  other[KX_ID_LEN] = "another such key";
-static const unsigned char  secret[KX_SIP_KEY_LEN] = "the nodes' words";
-static const unsigned char  wrong[KX_SIP_KEY_LEN] = "of somebody else";
+static const unsigned char  key[KX_ID_LEN + 1] = "a key of a store";
+static const unsigned char  other[KX_ID_LEN + 1] = "another such key";
+static const unsigned char  secret[KX_SIP_KEY_LEN + 1] = "the nodes' words";
+static const unsigned char  wrong[KX_SIP_KEY_LEN + 1] = "of somebody else";
 
 
 static void
