@@ -714,7 +714,7 @@ SKIP: {
         return $n->{saved};
     });
 
-    is($n->{missing}, 2, 'a store: it was asked twice');
+    is($n->{missing}, 1, 'a store: it was asked');
     like($nodes->store_says("stats items\r\n"), qr/^STAT items/,
          'a store: there is something in it');
     is($n->{save_failed} + $n->{fetch_failed}, 0, 'a store: nothing fails');

@@ -275,6 +275,139 @@ what_makes_no_sense_is_a_miss(void **state)
 }
 
 
+/* sealed by who may: a node could have written it, or it is none */
+
+static unsigned
+sealed(unsigned char *p, size_t len)
+{
+    unsigned        i;
+    kx_sip_t        sip;
+    uint64_t        seal;
+    kx_record_t     s;
+    unsigned char   again[KX_RECORD_MAX];
+
+    kx_sip_init(&sip, secret, 0);
+    kx_sip_field(&sip, key, KX_ID_LEN);
+    kx_sip_field(&sip, p, len);
+    seal = kx_sip_final64(&sip);
+
+    for (i = 0; i < 8; i++) {
+        p[len + i] = (unsigned char) (seal >> (8 * i));
+    }
+
+    if (kx_record_decode(&s, p, len + 8, key, secret, NOW) != KX_OK) {
+        return 0;
+    }
+
+    assert_ptr_equal(kx_record_encode(again, &s, key, secret),
+                     again + len + 8);
+    assert_memory_equal(again, p, len + 8);
+
+    return 1;
+}
+
+
+static void
+what_is_sealed_and_has_no_shape_is_a_miss(void **state)
+{
+    size_t         i, len;
+    unsigned       n, read;
+    kx_record_t    r;
+    unsigned char  good[KX_RECORD_MAX], p[KX_RECORD_MAX + 8];
+
+    largest(&r);
+    len = kx_record_encode(good, &r, key, secret) - good - 8;
+    read = 0;
+
+    for (i = 0; i < len; i++) {
+
+        memcpy(p, good, i);
+        assert_false(sealed(p, i));
+
+        for (n = 0; n < 256; n++) {
+            memcpy(p, good, len);
+            p[i] = (unsigned char) n;
+            read += sealed(p, len);
+        }
+    }
+
+    assert_true(read > len && read < 256 * len);
+}
+
+
+static void
+what_only_one_of_two_knows_of_a_turn(void **state)
+{
+    kx_record_t  a, b, ab, ba;
+
+    /* the same turn: the place of a message that only one could tell, and
+       the ads of two preloads of the same time */
+
+    memset(&a, 0, sizeof(a));
+    a.user = 7;
+    a.nturns = 1;
+    turn(&a.turns[0], 1, 5, KX_TURN_FILLED, 9);
+    b = a;
+    a.turns[0].index = 0;
+    b.turns[0].index = 4;
+    b.turns[0].nbids = 2;
+    memset(b.turns[0].bids[1].id, 3, KX_ID_LEN);
+    b.turns[0].bids[1].code = 8;
+
+    ab = a;
+    kx_record_merge(&ab, &b);
+    ba = b;
+    kx_record_merge(&ba, &a);
+
+    assert_memory_equal(&ab, &ba, sizeof(a));
+    assert_int_equal(ab.turns[0].index, 4);
+    assert_int_equal(ab.turns[0].nbids, 2);
+
+    /* two turns of the same time and place have an order, too */
+
+    turn(&b.turns[0], 2, 5, KX_TURN_FILLED, 8);
+    b.turns[0].index = 0;
+
+    ab = a;
+    kx_record_merge(&ab, &b);
+    ba = b;
+    kx_record_merge(&ba, &a);
+
+    assert_memory_equal(&ab, &ba, sizeof(a));
+    assert_int_equal(ab.nturns, 2);
+    assert_int_equal(ab.turns[0].message[0], 2);
+
+    b.turns[0].index = 3;
+    a.turns[0].index = 4;
+
+    ab = a;
+    kx_record_merge(&ab, &b);
+    assert_int_equal(ab.turns[0].message[0], 1);
+}
+
+
+static void
+a_session_without_a_turn_has_none_to_tell(void **state)
+{
+    kx_record_t   r;
+    kx_session_t  a, b;
+
+    memset(&a, 0, sizeof(a));
+    memset(&b, 0, sizeof(b));
+    a.disabled = 1;
+    a.init = KX_INIT_DONE;
+
+    kx_record_take(&r, &a, 5);
+    assert_int_equal(r.nturns, 0);
+    assert_int_equal(kx_record_clock(&r), 0);
+
+    kx_record_give(&b, &r);
+    assert_true(b.disabled);
+    assert_int_equal(b.init, KX_INIT_DONE);
+    assert_int_equal(b.seq, 0);
+}
+
+
 /*
  * All records of one user with up to two turns: three messages, at two times,
  * in each state and with one of two ads, known or not by /init and by a
@@ -716,6 +849,9 @@ main(void)
         cmocka_unit_test(its_bytes_are_those_of_version_1),
         cmocka_unit_test(what_is_damaged_is_a_miss),
         cmocka_unit_test(what_makes_no_sense_is_a_miss),
+        cmocka_unit_test(what_is_sealed_and_has_no_shape_is_a_miss),
+        cmocka_unit_test(what_only_one_of_two_knows_of_a_turn),
+        cmocka_unit_test(a_session_without_a_turn_has_none_to_tell),
         cmocka_unit_test(merging_does_not_care_for_order),
         cmocka_unit_test(the_newest_turn_wins_and_a_message_has_one_ad),
         cmocka_unit_test(another_user_takes_the_conversation),
