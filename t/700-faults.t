@@ -569,6 +569,9 @@ chat_faults('down', 'openai_chat', 'openai-chat.sse', none => 1);
 chat_faults('stored', 'openai_chat', 'openai-chat.sse', stored => 'new');
 chat_faults('stored', 'openai_chat', 'openai-chat.sse', stored => 'known',
             name => 'known');
+chat_faults('stored', 'openai_chat', 'openai-chat.sse', stored => 'known',
+            name => 'spooled', body => $formats{openai_chat}[1]
+                                       =~ s/Light ones/'x' x 5000/re);
 
 {
     my (undef, $text) = request('GET', '/status');

@@ -20,10 +20,10 @@ sub site {
 }
 
 
-# what goes over the wire
+# what goes over the wire; memcached takes more than 30 days for a date
 
-{
-    my $site = site(http => 'kontext_zone kontext:1m idle=90s;');
+foreach my $idle ([ '90s', 90 ], [ '40d', 2592000 ]) {
+    my $site = site(http => "kontext_zone kontext:1m idle=$idle->[0];");
     my ($get, $put);
 
     $site->{mock}->on('/kontext_store', 404);
@@ -43,8 +43,8 @@ sub site {
 
     $put = $site->{mock}->wait_request;
     is($put->method, 'PUT', 'after the turn: PUT');
-    is($put->uri, $get->uri . '&exptime=90',
-       'after the turn: the same key, and how long it is kept');
+    is($put->uri, "@{[ $get->uri ]}&exptime=$idle->[1]",
+       "after the turn: the same key, and how long it is kept: $idle->[0]");
     like($put->body, qr/\Akxr\x01/, 'after the turn: a record');
     is($put->header('Content-Length'), length $put->body,
        'after the turn: its length');
@@ -183,6 +183,118 @@ sub site {
     $client->reset;
     $fetch->wait_closed;
     ok($fetch->closed, 'gone: the store is not waited for');
+    $site->stop_ok;
+}
+
+
+# what waits for the store is kept in memory, and there is an end to it: who
+# comes then has an ad without it
+
+{
+    my $site = site(options => 'timeout=10s',
+                    location => 'client_max_body_size 16m;');
+    my $big = 'x' x 8_000_000;
+    my @waiting;
+
+    my $chat = sub {
+        my ($n) = @_;
+        my $client = $site->node(1)->client;
+
+        $client->post_json('/v1/chat/completions', chat($big, 'So.', 'One?'),
+                           'X-User' => 'u-1', 'X-Conversation' => "c-$n");
+
+        my $request = $site->llm->wait_request;
+
+        $request->start->event(chat_role(), chat_chunk('Light '));
+        $client->read_until(qr/Light /);
+
+        return ($client, $request);
+    };
+
+    my $rest = sub {
+        my ($client, $request) = @_;
+
+        $site->ads->wait_request(path => '/preload')
+             ->respond(200, Kontext::Mock->bid);
+        $request->event(chat_finish(), '[DONE]')->finish;
+
+        my ($plain, $member) = without_kontext($client->read_response->body);
+
+        $client->close;
+
+        return defined $member;
+    };
+
+    foreach my $n (1 .. 8) {
+        push @waiting, [ $chat->($n), $site->{mock}->wait_request ];
+    }
+
+    is($site->calls('/preload'), 0, 'memory: eight wait for the store');
+    ok($rest->($chat->(9)), 'memory: the ninth does not, and has its ad');
+    is($site->records(1, 'refused'), 1, 'memory: which is counted');
+
+    # its record is written, and that needs no memory
+
+    is($site->{mock}->wait_request->method, 'GET', 'memory: it is written');
+
+    foreach my $waiting (@waiting) {
+        my $fetch = pop @$waiting;
+
+        $fetch->respond(404, '');
+        ok($rest->(@$waiting), 'memory: one that waited has its ad');
+        $site->{mock}->wait_request;
+    }
+
+    my @next = $chat->(10);
+
+    $site->{mock}->wait_request->respond(404, '');
+    ok($rest->(@next), 'memory: there is room again');
+    $site->stop_ok(signal => 'TERM');
+}
+
+
+# a session is closed: its record has to go, or had gone
+
+{
+    my $site = site(server => <<'CONF');
+        location /kontext/ {
+            kontext_api;
+            kontext_publisher_token acme-dev;
+            kontext_user_id $http_x_user;
+            kontext_store /kontext_store;
+        }
+CONF
+    my $client = $site->node(1)->client;
+    my $n = 0;
+
+    foreach my $case ([ 204, 'deleted' ], [ 404, 'deleted' ],
+                      [ 500, 'save_failed' ])
+    {
+        my ($status, $counter) = @$case;
+
+        $site->{mock}->on('/kontext_store', 404);
+
+        my $saved = $site->records(1, 'save_failed');
+        my $id = $client->post_json('/kontext/sessions',
+            { conversationId => 'c-' . ++$n }, 'X-User' => 'u-1')
+            ->read_response->json->{sessionId};
+
+        # the PUT was answered 404, too
+
+        $site->wait_records(1, 'save_failed', $saved + 1);
+
+        my $before = $site->records(1, $counter);
+
+        $site->{mock}->on('/kontext_store', $status);
+
+        is($client->request('DELETE', "/kontext/sessions/$id", '',
+                            'X-User' => 'u-1')->read_response->status, 204,
+           "closed, $status: the session");
+        $site->wait_records(1, $counter, $before + 1);
+        pass("closed, $status: $counter");
+    }
+
+    $client->close;
     $site->stop_ok;
 }
 
