@@ -74,8 +74,8 @@ fuzz_preload(const uint8_t *p, size_t len, unsigned track_only)
 {
     int                   rc;
     cJSON                *root;
-    kx_bid_t              bids[KX_MAX_BIDS];
     unsigned              i, nbids, session, error;
+    kx_bid_t              bids[KX_MAX_BIDS];
     unsigned char         id[KX_ID_LEN];
     const cJSON          *item;
     kx_preload_answer_t   a;
