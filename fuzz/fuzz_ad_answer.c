@@ -76,8 +76,8 @@ fuzz_preload(const uint8_t *p, size_t len, unsigned track_only)
     cJSON                *root;
     unsigned              i, nbids, session, error;
     kx_bid_t              bids[KX_MAX_BIDS];
-    unsigned char         id[KX_ID_LEN];
     const cJSON          *item;
+    unsigned char         id[KX_ID_LEN];
     kx_preload_answer_t   a;
 
     kx_protocol_preload_answer(&a, 200, p, len, fuzz_placements, 2,

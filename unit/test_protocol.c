@@ -899,12 +899,12 @@ test_no_memory_answer(void **state)
 
     allocations = 0;
     allowed = 0;
-    kx_protocol_init_answer(&init, 200, (const unsigned char *) "{}\n", 3);
+    kx_protocol_init_answer(&init, 200, (const unsigned char *) "{\n}", 3);
     assert_int_equal(init.failed, 1);
     assert_int_equal(init.applied, 0);
     assert_int_equal(init.enabled, 1);
 
-    kx_protocol_init_answer(&init, 200, (const unsigned char *) "{}", 2);
+    kx_protocol_init_answer(&init, 200, (const unsigned char *) "{}\r\n", 4);
     assert_int_equal(init.applied, 1);
 
     classify(&a, 200, plain, 0);
