@@ -143,6 +143,8 @@ backend_request(load_conn_t *c)
 {
     char  *path, *end, *id;
 
+    static const char  none[] = "HTTP/1.1 204 No Content\r\n\r\n";
+
     path = strchr(c->head, ' ');
     end = path ? strpbrk(path + 1, " \r") : NULL;
 
@@ -158,6 +160,12 @@ backend_request(load_conn_t *c)
 
     if (id) {
         backend_chat(c, id + 2);
+        return;
+    }
+
+    if (end - path >= 7 && strcmp(end - 7, "/mirror") == 0) {
+        load_send(c, none, sizeof(none) - 1);
+        load_flush(c);
         return;
     }
 

@@ -11,6 +11,9 @@
  * hold    streams that are open and silent: the memory they take
  * probe   which conversations nginx still knows, from -F down
  *
+ * With -w it never sleeps: who wakes a process on another processor pays for
+ * that, and it would be the target.
+ *
  * The processes of a target (PID) are not touched: their CPU time is read.
  */
 
@@ -98,6 +101,7 @@ char          load_buf[LOAD_READ];
 
 static int            load_epoll;
 static int            load_timerfd;
+static uint64_t       load_idle;     /* ns that it spun */
 static load_conn_t  **load_conns;
 static unsigned       load_nconns;
 static load_queue_t   load_tails;
@@ -193,7 +197,7 @@ load_options(int argc, char **argv)
     load.turns = 10;
     load.conversation = 1;
 
-    while ((c = getopt(argc, argv, "m:S:l:a:A:f:n:b:r:t:k:s:e:d:C:F:N:"))
+    while ((c = getopt(argc, argv, "m:S:l:a:A:f:n:b:r:t:k:s:e:d:C:F:N:w"))
            != -1)
     {
         switch (c) {
@@ -228,6 +232,10 @@ load_options(int argc, char **argv)
 
         case 'b':
             load.batch = (unsigned) atoi(optarg);
+            break;
+
+        case 'w':
+            load.spin = 1;
             break;
 
         case 'r':
@@ -634,12 +642,16 @@ load_loop(unsigned (*until)(void), unsigned ms)
             return;
         }
 
-        wait = (int) ((end - now + 999999) / 1000000);
+        wait = load.spin ? 0 : (int) ((end - now + 999999) / 1000000);
 
         n = epoll_wait(load_epoll, events, 512, wait);
 
         if (n == -1 && errno != EINTR) {
             load_die("epoll_wait", strerror(errno));
+        }
+
+        if (n == 0 && load.spin) {
+            load_idle += load_now() - now;
         }
 
         for (i = 0; i < n; i++) {
@@ -727,7 +739,8 @@ load_stamp(load_stamp_t *st, load_target_t *t)
 
     (void) clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &ts);
 
-    st->own = (uint64_t) ts.tv_sec * 1000000000 + (uint64_t) ts.tv_nsec;
+    st->own = (uint64_t) ts.tv_sec * 1000000000 + (uint64_t) ts.tv_nsec
+              - load_idle;
     st->cpu = load_cpu(t);
     st->events = load.arrived;
     st->bytes = load.bytes;

@@ -142,6 +142,7 @@ typedef struct {
     unsigned          batch;
     unsigned          rate;          /* events a second, 0: closed loop */
     unsigned          slice;         /* ms */
+    unsigned          spin;          /* never sleep */
     unsigned          rounds;
     size_t            size;          /* of the history, 0: the sample's */
     unsigned          events;        /* of an answer, to begin with */

@@ -459,6 +459,47 @@ struct ngx_http_kontext_ctx_s {
 
     ngx_http_kontext_status_e          status;
     kx_reason_e                        reason;
+
+    unsigned                           body_done:1;
+    unsigned                           analysed:1;
+    unsigned                           guess:1;    /* the body tells */
+    unsigned                           derived:1;  /* the conversation's id */
+    unsigned                           track_only:1;
+    unsigned                           identify:1; /* and nothing else */
+    unsigned                           waiting:1;  /* asked by another one */
+    unsigned                           header_seen:1;
+    unsigned                           streaming:1;/* it is read along */
+    unsigned                           first:1;    /* no frame yet */
+    unsigned                           header_sent:1;
+    unsigned                           flushed:1;  /* the header is out */
+    unsigned                           kept:1;     /* a frame is in held */
+    unsigned                           skipping:1; /* in a large frame */
+    unsigned                           passing:1;  /* no need to read on */
+    unsigned                           finished:1; /* the marker was seen */
+    unsigned                           holding:1;
+    unsigned                           expired:1;  /* the grace is over */
+    unsigned                           last:1;     /* last_buf is kept back */
+    unsigned                           ended:1;
+
+    /* stream: what each event goes by is at the beginning */
+    kx_framer_t                        framer;
+    u_char                            *frame;      /* an unfinished one */
+    size_t                             frame_len;
+    ngx_chain_t                       *busy;
+    ngx_chain_t                       *free;
+    kx_answer_t                        answer;
+    size_t                             frame_size;
+    u_char                            *held;       /* from the finish on */
+    size_t                             held_len;
+    size_t                             held_size;
+    size_t                             copies;     /* bytes in busy */
+    ngx_chain_t                       *spare;      /* for want of memory */
+    size_t                             at[KX_MAX_PLACES];
+    size_t                             start;      /* of a kept frame */
+    ngx_str_t                          message_id;
+    u_char                             message[KX_ID_LEN];
+    ngx_str_t                          frame_url;  /* of the first bid */
+
     kx_reason_e                        response;   /* before it was analysed */
     ngx_str_t                          code;       /* skipCode or errCode */
 
@@ -494,26 +535,7 @@ struct ngx_http_kontext_ctx_s {
     kx_bid_t                           bids[KX_MAX_BIDS];
     ngx_uint_t                         nbids;
 
-    /* stream */
-    kx_answer_t                        answer;
-    kx_framer_t                        framer;
-    size_t                             at[KX_MAX_PLACES];
-    size_t                             start;      /* of a kept frame */
-    ngx_str_t                          message_id;
-    u_char                             message[KX_ID_LEN];
-    ngx_str_t                          frame_url;  /* of the first bid */
-
-    u_char                            *frame;      /* an unfinished one */
-    size_t                             frame_len;
-    size_t                             frame_size;
-    u_char                            *held;       /* from the finish on */
-    size_t                             held_len;
-    size_t                             held_size;
-    ngx_chain_t                       *spare;      /* for want of memory */
-    ngx_chain_t                       *free;
-    ngx_chain_t                       *busy;
-    size_t                             copies;     /* bytes in busy */
-
+    /* the end of the stream */
     ngx_event_t                        wake;       /* posted */
     ngx_http_posted_request_t          posted;     /* run at once */
     ngx_event_t                        grace;      /* timer */
@@ -521,27 +543,6 @@ struct ngx_http_kontext_ctx_s {
     ngx_msec_t                         hold_start;
     ngx_msec_t                         hold_time;
     size_t                             injected;   /* bytes */
-
-    unsigned                           body_done:1;
-    unsigned                           analysed:1;
-    unsigned                           guess:1;    /* the body tells */
-    unsigned                           derived:1;  /* the conversation's id */
-    unsigned                           track_only:1;
-    unsigned                           identify:1; /* and nothing else */
-    unsigned                           waiting:1;  /* asked by another one */
-    unsigned                           header_seen:1;
-    unsigned                           streaming:1;/* it is read along */
-    unsigned                           first:1;    /* no frame yet */
-    unsigned                           header_sent:1;
-    unsigned                           flushed:1;  /* the header is out */
-    unsigned                           kept:1;     /* a frame is in held */
-    unsigned                           skipping:1; /* in a large frame */
-    unsigned                           passing:1;  /* no need to read on */
-    unsigned                           finished:1; /* the marker was seen */
-    unsigned                           holding:1;
-    unsigned                           expired:1;  /* the grace is over */
-    unsigned                           last:1;     /* last_buf is kept back */
-    unsigned                           ended:1;
 };
 
 

@@ -10,12 +10,14 @@
 #include "ngx_http_kontext.h"
 
 
+static const u_char *ngx_http_kontext_stream_same(ngx_http_kontext_ctx_t *ctx,
+    ngx_chain_t **in);
 static ngx_int_t ngx_http_kontext_stream_special(ngx_http_kontext_ctx_t *ctx,
     ngx_buf_t *b, ngx_chain_t ***ll);
 static ngx_int_t ngx_http_kontext_stream_end(ngx_http_kontext_ctx_t *ctx,
     ngx_chain_t ***ll);
 static ngx_int_t ngx_http_kontext_stream_read(ngx_http_kontext_ctx_t *ctx,
-    ngx_buf_t *b, ngx_chain_t ***ll);
+    ngx_buf_t *b, const u_char *p, ngx_chain_t ***ll);
 static ngx_int_t ngx_http_kontext_stream_large(ngx_http_kontext_ctx_t *ctx,
     ngx_buf_t *b, const u_char **p, const u_char *end, ngx_chain_t ***ll);
 static ngx_int_t ngx_http_kontext_stream_frame(ngx_http_kontext_ctx_t *ctx,
@@ -52,10 +54,24 @@ ngx_http_kontext_stream(ngx_http_kontext_ctx_t *ctx, ngx_chain_t *in)
     ngx_int_t            rc;
     ngx_buf_t           *b;
     ngx_uint_t           last, sent, broken;
-    ngx_chain_t         *cl, *out, **ll, **own;
+    ngx_chain_t         *cl, *same, *out, **ll, **own;
+    const u_char        *p;
     ngx_http_request_t  *r;
 
     r = ctx->request;
+
+    same = in;
+    p = ngx_http_kontext_stream_same(ctx, &same);
+
+    if (same == NULL && in) {
+        ctx->flushed = 1;
+
+        rc = ngx_http_kontext_send_body(r, in);
+
+        ngx_http_kontext_analyse_post(ctx);
+
+        return rc;
+    }
 
     ngx_http_kontext_check_superseded(ctx);
 
@@ -65,6 +81,12 @@ ngx_http_kontext_stream(ngx_http_kontext_ctx_t *ctx, ngx_chain_t *in)
     cl = in;
     last = 0;
     broken = 0;
+
+    for ( /* void */ ; cl != same; cl = cl->next) {
+        if (ngx_http_kontext_out_link(ctx, &ll, cl->buf) != NGX_OK) {
+            goto nomem;
+        }
+    }
 
     if (ctx->status == NGX_HTTP_KONTEXT_BYPASS) {
 
@@ -83,7 +105,9 @@ ngx_http_kontext_stream(ngx_http_kontext_ctx_t *ctx, ngx_chain_t *in)
         broken |= ngx_http_kontext_broken(r, b);
 
         if (ngx_buf_in_memory(b) && b->last > b->pos) {
-            rc = ngx_http_kontext_stream_read(ctx, b, &ll);
+            rc = ngx_http_kontext_stream_read(ctx, b,
+                                              (cl == same && p) ? p : b->pos,
+                                              &ll);
 
         } else {
             rc = ngx_http_kontext_stream_special(ctx, b, &ll);
@@ -176,6 +200,52 @@ send:
 }
 
 
+/*
+ * Most buffers have nothing but frames that are like the ones before: they can
+ * go on in the chain they came in.  Sets in to the first one that cannot, and
+ * returns the place where that one is to be read on, or NULL: at its start.
+ */
+
+static const u_char *
+ngx_http_kontext_stream_same(ngx_http_kontext_ctx_t *ctx, ngx_chain_t **in)
+{
+    ngx_buf_t     *b;
+    ngx_chain_t   *cl;
+    const u_char  *p;
+
+    if (ctx->status == NGX_HTTP_KONTEXT_BYPASS || ctx->frame_len || ctx->kept
+        || ctx->skipping || ctx->holding || ctx->busy)
+    {
+        return NULL;
+    }
+
+    for (cl = *in; cl; cl = cl->next) {
+        b = cl->buf;
+
+        *in = cl;
+
+        if (!ngx_buf_in_memory(b) || b->pos == b->last || b->last_buf) {
+            return NULL;
+        }
+
+        p = kx_answer_repeat(&ctx->answer, &ctx->framer, b->pos, b->last);
+
+        if (p != b->last) {
+            return p;
+        }
+
+        /* see ngx_http_kontext_stream_read(), ngx_http_kontext_out_link() */
+
+        b->in_file = 0;
+        b->flush = 1;
+    }
+
+    *in = NULL;
+
+    return NULL;
+}
+
+
 /* a buffer without data that can be read */
 
 static ngx_int_t
@@ -247,17 +317,17 @@ ngx_http_kontext_stream_end(ngx_http_kontext_ctx_t *ctx, ngx_chain_t ***ll)
 }
 
 
+/* reads a buffer from p on: what is in front of that was read */
+
 static ngx_int_t
 ngx_http_kontext_stream_read(ngx_http_kontext_ctx_t *ctx, ngx_buf_t *b,
-    ngx_chain_t ***ll)
+    const u_char *p, ngx_chain_t ***ll)
 {
-    const u_char  *p, *end;
+    const u_char  *end;
 
     /* what is in memory counts: it may be cut, and the file would not be */
 
     b->in_file = 0;
-
-    p = b->pos;
 
     while (p < b->last && !ctx->passing && !ctx->holding) {
 

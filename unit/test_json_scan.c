@@ -1015,6 +1015,31 @@ test_round_trip(void **state)
 }
 
 
+/* each byte at each place of texts of each length */
+
+static void
+test_plain(void **state)
+{
+    size_t         at, len;
+    unsigned       c;
+    unsigned char  text[24];
+
+    assert_true(kx_json_plain(NULL, 0));
+
+    for (len = 1; len <= sizeof(text); len++) {
+        for (at = 0; at < len; at++) {
+            for (c = 0; c < 256; c++) {
+                memset(text, (c & 1) ? ' ' : 0x7f, sizeof(text));
+                text[at] = (unsigned char) c;
+
+                assert_int_equal(kx_json_plain(text, len),
+                                 c >= 0x20 && c < 0x80 && c != '\\');
+            }
+        }
+    }
+}
+
+
 int
 main(void)
 {
@@ -1033,7 +1058,8 @@ main(void)
         cmocka_unit_test(test_equal),
         cmocka_unit_test(test_copy_bounds),
         cmocka_unit_test(test_escape),
-        cmocka_unit_test(test_round_trip)
+        cmocka_unit_test(test_round_trip),
+        cmocka_unit_test(test_plain)
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

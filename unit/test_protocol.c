@@ -865,6 +865,8 @@ test_no_memory_report(void **state)
 }
 
 
+/* an answer in plain ASCII needs none */
+
 static void
 test_no_memory_answer(void **state)
 {
@@ -872,8 +874,10 @@ test_no_memory_answer(void **state)
     kx_init_answer_t     init;
     kx_preload_answer_t  a;
 
+    static const char  plain[] = "{" SESSION_MEMBER ",\"bids\":[" BID_OBJECT
+                                 "]}";
     static const char  body[] = "{" SESSION_MEMBER ",\"bids\":[" BID_OBJECT
-                                "]}";
+                                "],\"new\":\"\\u00e9\"}";
 
     hooks.malloc_fn = failing_malloc;
     hooks.free_fn = free;
@@ -895,10 +899,16 @@ test_no_memory_answer(void **state)
 
     allocations = 0;
     allowed = 0;
-    kx_protocol_init_answer(&init, 200, (const unsigned char *) "{}", 2);
+    kx_protocol_init_answer(&init, 200, (const unsigned char *) "{\n}", 3);
     assert_int_equal(init.failed, 1);
     assert_int_equal(init.applied, 0);
     assert_int_equal(init.enabled, 1);
+
+    kx_protocol_init_answer(&init, 200, (const unsigned char *) "{}\r\n", 4);
+    assert_int_equal(init.applied, 1);
+
+    classify(&a, 200, plain, 0);
+    assert_int_equal(a.outcome, KX_AD_FILLED);
 
     cJSON_InitHooks(NULL);
 }

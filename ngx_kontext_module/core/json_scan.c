@@ -683,6 +683,44 @@ kx_json_copy_sink(void *data, const unsigned char *p, size_t len)
 }
 
 
+unsigned
+kx_json_plain(const unsigned char *p, size_t len)
+{
+    uint64_t              w, slash, odd;
+    const unsigned char  *last;
+
+    odd = 0;
+    last = p + len;
+
+    /* the top bit of a byte below 0x20, of a backslash, and of 0x80 and up */
+
+    while (last - p >= 8) {
+        memcpy(&w, p, 8);
+
+        slash = w ^ (KX_JSON_EACH * '\\');
+
+        odd |= w | ((w - KX_JSON_EACH * ' ') & ~w)
+                 | ((slash - KX_JSON_EACH) & ~slash);
+
+        p += 8;
+    }
+
+    if (odd & (KX_JSON_EACH << 7)) {
+        return 0;
+    }
+
+    while (p < last) {
+        if (*p < 0x20 || *p == '\\' || *p >= 0x80) {
+            return 0;
+        }
+
+        p++;
+    }
+
+    return 1;
+}
+
+
 ssize_t
 kx_json_clean(const kx_str_t *raw)
 {

@@ -145,6 +145,12 @@ void kx_decode_finish(kx_decode_t *d, kx_sink_pt sink, void *data);
 ssize_t kx_json_clean(const kx_str_t *raw);
 
 /*
+ * Is all of a text printable ASCII without a backslash?  What is a string in
+ * it to kx_json_string() then is a good one.
+ */
+unsigned kx_json_plain(const unsigned char *p, size_t len);
+
+/*
  * Reads a character of UTF-8 at *pos, which is before last, and goes on after
  * it.  KX_BAD_UTF8: an ill-formed one, of which as much is taken as one U+FFFD
  * stands for: the longest start of a character that could still be

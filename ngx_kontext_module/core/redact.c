@@ -1046,7 +1046,7 @@ static const unsigned char *
 kx_number_read(kx_number_t *n, const kx_redact_t *r, const unsigned char *p,
     unsigned *more)
 {
-    unsigned              len, digit, total, sep;
+    unsigned              len, digit, total, over, sep;
     kx_digits_t          *g;
     const unsigned char  *q;
 
@@ -1058,6 +1058,7 @@ kx_number_read(kx_number_t *n, const kx_redact_t *r, const unsigned char *p,
 
     *more = 0;
     total = 0;
+    over = 0;
     sep = 0;
     q = p;
 
@@ -1107,6 +1108,9 @@ kx_number_read(kx_number_t *n, const kx_redact_t *r, const unsigned char *p,
             if (total < KX_REDACT_MAX_DIGITS) {
                 n->digits[total++] = (unsigned char) digit;
                 g->n++;
+
+            } else {
+                over = 1;
             }
 
             q += len;
@@ -1117,7 +1121,7 @@ kx_number_read(kx_number_t *n, const kx_redact_t *r, const unsigned char *p,
 
         p = kx_number_separator(q, r->last, &sep);
 
-        if (p == NULL) {
+        if (p == NULL && !over) {
             break;
         }
 

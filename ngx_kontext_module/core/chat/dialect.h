@@ -53,9 +53,24 @@ typedef struct {
 } kx_place_t;
 
 
-/* an answer while it comes; must not move between the calls */
+/*
+ * An answer while it comes; must not move between the calls.  What each event
+ * goes by is at the beginning, in as few lines of the cache as it takes.
+ */
 
 typedef struct {
+
+    /* the newest text, and how often there was some */
+    kx_str_t             delta;
+    unsigned             deltas;
+
+    unsigned             learned;    /* shapes so far */
+    size_t               nraw;
+    kx_shape_t           shape;
+
+    /* raw text that waits for more, to be worth the while */
+    unsigned char        raw[KX_MAX_RAW];
+
     const kx_dialect_t  *dialect;
     kx_conversation_t   *conversation;
     kx_framing_e         framing;
@@ -69,24 +84,13 @@ typedef struct {
     unsigned             answers;    /* of those asked for, that have begun */
     unsigned             complete:1; /* the marker was seen */
 
-    kx_str_t             message_id; /* of the format itself, or empty */
-    kx_str_t             response_id;
-
-    /* raw text that waits for more, to be worth the while */
-    size_t               nraw;
-    unsigned char        raw[KX_MAX_RAW];
-
     kx_decode_t          decode;
     kx_text_t            text;
     kx_sha256_t          sha;
     kx_mix_t             mix;
 
-    /* the newest text, and how often there was some */
-    kx_str_t             delta;
-    unsigned             deltas;
-
-    unsigned             learned;    /* shapes so far */
-    kx_shape_t           shape;
+    kx_str_t             message_id; /* of the format itself, or empty */
+    kx_str_t             response_id;
 
     /* after kx_answer_places(), in the order of the bytes */
     unsigned             nplaces;
