@@ -355,12 +355,12 @@ test_full_body(void **state)
 static void
 test_message_times(void **state)
 {
-    char              expected[32];
-    cJSON            *root;
-    unsigned          i;
-    kx_message_t     *m;
-    const cJSON      *item;
-    kx_ad_request_t   r;
+    char             expected[32];
+    cJSON           *root;
+    unsigned         i;
+    const cJSON     *item;
+    kx_message_t    *m;
+    kx_ad_request_t  r;
 
     static const uint64_t  times[] = {
         1772495999999ULL, 1772496000000ULL, 1772496000001ULL,
