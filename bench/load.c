@@ -737,10 +737,15 @@ load_stamp(load_stamp_t *st, load_target_t *t)
 {
     struct timespec  ts;
 
-    (void) clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &ts);
+    if (load.spin) {
+        st->own = load_now() - load_idle;
 
-    st->own = (uint64_t) ts.tv_sec * 1000000000 + (uint64_t) ts.tv_nsec
-              - load_idle;
+    } else {
+        (void) clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &ts);
+
+        st->own = (uint64_t) ts.tv_sec * 1000000000 + (uint64_t) ts.tv_nsec;
+    }
+
     st->cpu = load_cpu(t);
     st->events = load.arrived;
     st->bytes = load.bytes;

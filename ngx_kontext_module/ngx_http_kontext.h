@@ -74,7 +74,7 @@
 
 #define NGX_HTTP_KONTEXT_LATE_CALLS   256       /* of a worker, see ask.c */
 #define NGX_HTTP_KONTEXT_TURNS        256       /* marks of news */
-#define NGX_HTTP_KONTEXT_MEMO_SIZE    1048576   /* of a worker, see memo.h */
+#define NGX_HTTP_KONTEXT_MEMO_SIZE    2097152   /* of a worker, see memo.h */
 #define NGX_HTTP_KONTEXT_PING         15000     /* ms, of an event stream */
 #define NGX_HTTP_KONTEXT_SLOTS        64        /* workers that can be woken */
 
@@ -449,8 +449,8 @@ struct ngx_http_kontext_fetch_s {
 
 
 /*
- * Lives in the pool of the main request, and is found again after an internal
- * redirect, which clears r->ctx.
+ * Lives as long as the pool of the main request, and is found again after an
+ * internal redirect, which clears r->ctx.
  */
 
 struct ngx_http_kontext_ctx_s {

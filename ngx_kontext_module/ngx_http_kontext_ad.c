@@ -8,21 +8,17 @@
 #include "ngx_http_kontext.h"
 
 
-static ngx_int_t ngx_http_kontext_ad_text(ngx_http_kontext_ctx_t *ctx,
-    ngx_str_t *payload, u_char *p, u_char *end);
+static u_char *ngx_http_kontext_ad_text(ngx_http_kontext_ctx_t *ctx,
+    u_char *p, u_char *end);
+static ngx_int_t ngx_http_kontext_ad_keep(ngx_http_kontext_ctx_t *ctx,
+    ngx_str_t *s, u_char *p, u_char *last);
 
 
 ngx_int_t
 ngx_http_kontext_ad(ngx_http_kontext_ctx_t *ctx, ngx_str_t *payload)
 {
-    u_char   *last, *buf, *end;
+    u_char   *last, *end, buf[KX_MAX_MEMBER];
     kx_ad_t   ad;
-
-    buf = ngx_pnalloc(ctx->request->pool, KX_MAX_MEMBER);
-    if (buf == NULL) {
-        ngx_http_kontext_refuse(ctx, KX_REASON_NO_MEMORY);
-        return NGX_DECLINED;
-    }
 
     ngx_memzero(&ad, sizeof(kx_ad_t));
 
@@ -35,63 +31,68 @@ ngx_http_kontext_ad(ngx_http_kontext_ctx_t *ctx, ngx_str_t *payload)
     ad.bids = ctx->bids;
     ad.nbids = ctx->nbids;
 
-    /* the URL of the first bid, for the variables; then the ad */
-
     end = buf + KX_MAX_MEMBER;
+
+    /* the URL of the first bid, for the variables; then the ad */
 
     last = kx_protocol_frame_url(buf, end, &ad, &ctx->bids[0]);
 
-    if (last) {
-        ctx->frame_url.data = buf;
-        ctx->frame_url.len = last - buf;
-
-        if (ctx->conf->inject == NGX_HTTP_KONTEXT_INJECT_NONE) {
-            ngx_http_kontext_refuse(ctx, KX_REASON_SHADOW);
-            return NGX_DECLINED;
-        }
-
-        if (ctx->answer.form == KX_FORM_TEXT) {
-            return ngx_http_kontext_ad_text(ctx, payload, last, end);
-        }
-
-        payload->data = last;
-        last = kx_protocol_member(last, end, &ad);
-    }
-
-    if (last == NULL) {
-        ngx_http_kontext_refuse(ctx, KX_REASON_LARGE_AD);
+    if (ngx_http_kontext_ad_keep(ctx, &ctx->frame_url, buf, last) != NGX_OK) {
         return NGX_DECLINED;
     }
 
-    payload->len = last - payload->data;
+    if (ctx->conf->inject == NGX_HTTP_KONTEXT_INJECT_NONE) {
+        ngx_http_kontext_refuse(ctx, KX_REASON_SHADOW);
+        return NGX_DECLINED;
+    }
 
-    return NGX_OK;
+    last = (ctx->answer.form == KX_FORM_TEXT)
+           ? ngx_http_kontext_ad_text(ctx, buf, end)
+           : kx_protocol_member(buf, end, &ad);
+
+    return ngx_http_kontext_ad_keep(ctx, payload, buf, last);
 }
 
 
-static ngx_int_t
-ngx_http_kontext_ad_text(ngx_http_kontext_ctx_t *ctx, ngx_str_t *payload,
-    u_char *p, u_char *end)
+/* the place after it, or NULL: it is too large, or refused already */
+
+static u_char *
+ngx_http_kontext_ad_text(ngx_http_kontext_ctx_t *ctx, u_char *p, u_char *end)
 {
-    u_char     *last;
-    ngx_str_t   value;
+    ngx_str_t  value;
 
     if (ngx_http_complex_value(ctx->request, ctx->conf->text, &value)
         != NGX_OK)
     {
         ngx_http_kontext_refuse(ctx, KX_REASON_NO_MEMORY);
-        return NGX_DECLINED;
+        return NULL;
     }
 
-    last = kx_text_ad_write(p, end, &value);
+    return kx_text_ad_write(p, end, &value);
+}
 
+
+/* copies what was written into the request's pool; last NULL: it was not */
+
+static ngx_int_t
+ngx_http_kontext_ad_keep(ngx_http_kontext_ctx_t *ctx, ngx_str_t *s, u_char *p,
+    u_char *last)
+{
     if (last == NULL) {
         ngx_http_kontext_refuse(ctx, KX_REASON_LARGE_AD);
         return NGX_DECLINED;
     }
 
-    payload->data = p;
-    payload->len = last - p;
+    s->len = last - p;
+    s->data = ngx_pnalloc(ctx->request->pool, s->len);
+
+    if (s->data == NULL) {
+        s->len = 0;
+        ngx_http_kontext_refuse(ctx, KX_REASON_NO_MEMORY);
+        return NGX_DECLINED;
+    }
+
+    ngx_memcpy(s->data, p, s->len);
 
     return NGX_OK;
 }

@@ -436,7 +436,7 @@ ngx_http_kontext_call_body(ngx_http_request_t *r,
 
             if (len > call->size - call->len) {
                 size = ngx_max(call->size * 2, call->len + len);
-                size = ngx_min(ngx_max(size, 4096), call->max);
+                size = ngx_min(ngx_max(size, 1024), call->max);
 
                 p = ngx_pnalloc(r->pool, size);
 

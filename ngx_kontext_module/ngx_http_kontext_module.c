@@ -1514,9 +1514,18 @@ ngx_http_kontext_init_process(ngx_cycle_t *cycle)
 
     kmcf->memos = ngx_palloc(cycle->pool, sizeof(kx_memo_table_t));
     mem = ngx_pmemalign(cycle->pool, NGX_HTTP_KONTEXT_MEMO_SIZE,
-                        KX_MEMO_ALIGN);
+                        NGX_HTTP_KONTEXT_MEMO_SIZE);
 
     if (kmcf->memos && mem) {
+
+#ifdef MADV_HUGEPAGE
+
+        /* it is looked up all over: in one page, if there are large ones */
+
+        (void) madvise(mem, NGX_HTTP_KONTEXT_MEMO_SIZE, MADV_HUGEPAGE);
+
+#endif
+
         ngx_memzero(mem, NGX_HTTP_KONTEXT_MEMO_SIZE);
         kx_memo_init(kmcf->memos, mem, NGX_HTTP_KONTEXT_MEMO_SIZE);
 

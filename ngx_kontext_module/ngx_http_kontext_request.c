@@ -193,12 +193,18 @@ ngx_http_kontext_create_ctx(ngx_http_request_t *r,
         return NULL;
     }
 
-    cln = ngx_pool_cleanup_add(r->pool, sizeof(ngx_http_kontext_ctx_t));
+    cln = ngx_pool_cleanup_add(r->pool, 0);
     if (cln == NULL) {
         return NULL;
     }
 
-    ctx = cln->data;
+    /* not of the pool, which would take another page for it */
+
+    ctx = ngx_alloc(sizeof(ngx_http_kontext_ctx_t), r->connection->log);
+    if (ctx == NULL) {
+        return NULL;
+    }
+
     ngx_memzero(ctx, sizeof(ngx_http_kontext_ctx_t));
 
     /*
@@ -220,6 +226,7 @@ ngx_http_kontext_create_ctx(ngx_http_request_t *r,
     hcln->data = ctx;
 
     cln->handler = ngx_http_kontext_cleanup;
+    cln->data = ctx;
 
     ngx_http_set_ctx(r, ctx, ngx_http_kontext_module);
 
@@ -269,14 +276,12 @@ ngx_http_kontext_count_chat(ngx_http_kontext_ctx_t *ctx)
 }
 
 
-/* marks the context among the cleanups of the pool, see above */
+/* marks the context among the cleanups of the pool, too, see above */
 
 static void
 ngx_http_kontext_cleanup(void *data)
 {
-    ngx_http_kontext_ctx_t  *ctx = data;
-
-    ctx->request = NULL;
+    ngx_free(data);
 }
 
 

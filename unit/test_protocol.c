@@ -350,6 +350,45 @@ test_full_body(void **state)
 
 /* what is not known is left out; no null is ever printed */
 
+/* of one day and of others, in any order */
+
+static void
+test_message_times(void **state)
+{
+    char             expected[32];
+    cJSON           *root;
+    unsigned         i;
+    const cJSON     *item;
+    kx_message_t    *m;
+    kx_ad_request_t  r;
+
+    static const uint64_t  times[] = {
+        1772495999999ULL, 1772496000000ULL, 1772496000001ULL,
+        1772582399999ULL, 1772582400000ULL, 1772495999999ULL, 0, 1, 86400000,
+        86399999, 253402300799999ULL, 253402300800000ULL, 1772496000000ULL
+    };
+
+    minimal(&r);
+
+    for (i = 0; i < sizeof(times) / sizeof(uint64_t); i++) {
+        m = message(&r, KX_ROLE_USER, "m", "Hi", 2);
+        m->created = times[i];
+    }
+
+    root = body_of(&r);
+
+    for (i = 0; i < sizeof(times) / sizeof(uint64_t); i++) {
+        item = cJSON_GetArrayItem(at(root, "messages"), (int) i);
+
+        kx_protocol_time(expected, times[i]);
+        assert_string_equal(cJSON_GetStringValue(at(item, "createdAt")),
+                            expected);
+    }
+
+    cJSON_Delete(root);
+}
+
+
 static void
 test_left_out(void **state)
 {
@@ -1811,6 +1850,7 @@ main(void)
         cmocka_unit_test(test_init_body),
         cmocka_unit_test(test_minimal_body),
         cmocka_unit_test(test_full_body),
+        cmocka_unit_test(test_message_times),
         cmocka_unit_test(test_left_out),
         cmocka_unit_test(test_last_messages),
         cmocka_unit_test(test_other_roles),

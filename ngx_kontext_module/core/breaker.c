@@ -459,18 +459,21 @@ kx_breaker_count(uint64_t *ring, uint64_t time, int n)
 uint64_t
 kx_breaker_calls(const kx_breaker_t *b, uint64_t now)
 {
-    unsigned  i;
+    unsigned  i, part;
     uint64_t  time, word, n;
 
     time = now / KX_BREAKER_PART;
+    part = time % KX_BREAKER_STARTS;
     n = 0;
 
     for (i = 0; i < KX_BREAKER_STARTS && i <= time; i++) {
-        word = kx_breaker_get(&b->calls[(time - i) % KX_BREAKER_STARTS]);
+        word = kx_breaker_get(&b->calls[part]);
 
         if (word >> KX_PART_BITS == ((time - i) & KX_PART_MASK)) {
             n += word & KX_PART_MASK;
         }
+
+        part = (part ? part : KX_BREAKER_STARTS) - 1;
     }
 
     return n;

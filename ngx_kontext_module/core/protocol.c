@@ -21,6 +21,7 @@
 
 #define KX_DAY                 86400000
 #define KX_TIME_LEN            24
+#define KX_DATE_LEN            10
 #define KX_LAST_TIME           253402300799999ULL    /* the end of 9999 */
 
 #define KX_INSTALL_DOMAIN      "ngx_kontext install id 1"
@@ -34,6 +35,14 @@ typedef struct {
     unsigned char        *pos;
     const unsigned char  *end;
 } kx_writer_t;
+
+
+/* a day as it is written, and the ms that the next one starts at, or 0 */
+
+typedef struct {
+    uint64_t              next;
+    char                  date[KX_DATE_LEN];
+} kx_day_t;
 
 
 /* the text of a message, as it is sent */
@@ -62,7 +71,7 @@ static void kx_protocol_messages(kx_json_writer_t *w,
 static int kx_protocol_said(kx_said_t *said, kx_message_t *m,
     unsigned redact);
 static void kx_protocol_message(kx_json_writer_t *w, const kx_message_t *m,
-    const kx_said_t *said, size_t max);
+    const kx_said_t *said, size_t max, kx_day_t *day);
 static void kx_protocol_sdk(kx_json_writer_t *w, const kx_ad_request_t *r);
 static void kx_protocol_device(kx_json_writer_t *w, const kx_device_t *d);
 static void kx_protocol_os(kx_json_writer_t *w, const kx_device_t *d);
@@ -94,6 +103,8 @@ static void kx_write_json(kx_writer_t *w, const kx_str_t *s);
 static void kx_write_uri(kx_writer_t *w, const kx_str_t *s);
 static void kx_write(kx_writer_t *w, const void *p, size_t len);
 
+static void kx_time_write(char dst[32], uint64_t ms, kx_day_t *day);
+static void kx_time_day(char date[KX_DATE_LEN], unsigned day);
 static unsigned kx_time_year(unsigned year);
 static unsigned kx_time_leap(unsigned year);
 static inline char *kx_time_pair(char *dst, unsigned n);
@@ -414,11 +425,13 @@ kx_protocol_size(const kx_ad_request_t *r)
 static void
 kx_protocol_messages(kx_json_writer_t *w, const kx_ad_request_t *r)
 {
-    size_t               left, max;
-    unsigned             i, n;
-    kx_said_t            said[KX_MAX_MESSAGES];
-    kx_message_t        *m;
+    size_t         left, max;
+    kx_day_t       day;
+    unsigned       i, n;
+    kx_said_t      said[KX_MAX_MESSAGES];
+    kx_message_t  *m;
 
+    day.next = 0;
     left = KX_MAX_CONTENT;
     max = KX_MAX_CONTENT;
     n = 0;
@@ -461,7 +474,7 @@ kx_protocol_messages(kx_json_writer_t *w, const kx_ad_request_t *r)
 
         if (m->role == KX_ROLE_USER || m->role == KX_ROLE_ASSISTANT) {
             n--;
-            kx_protocol_message(w, m, &said[n], max);
+            kx_protocol_message(w, m, &said[n], max, &day);
             cJSON_free(said[n].copy);
         }
     }
@@ -538,7 +551,7 @@ kx_protocol_said(kx_said_t *said, kx_message_t *m, unsigned redact)
 
 static void
 kx_protocol_message(kx_json_writer_t *w, const kx_message_t *m,
-    const kx_said_t *said, size_t max)
+    const kx_said_t *said, size_t max, kx_day_t *day)
 {
     char             time[32];
     kx_str_t         created;
@@ -547,7 +560,7 @@ kx_protocol_message(kx_json_writer_t *w, const kx_message_t *m,
     static const kx_str_t  user = kx_string("user");
     static const kx_str_t  assistant = kx_string("assistant");
 
-    kx_protocol_time(time, m->created);
+    kx_time_write(time, m->created, day);
 
     created.data = (unsigned char *) time;
     created.len = KX_TIME_LEN;
@@ -937,15 +950,58 @@ kx_write(kx_writer_t *w, const void *p, size_t len)
 void
 kx_protocol_time(char dst[32], uint64_t ms)
 {
+    kx_day_t  day;
+
+    day.next = 0;
+
+    kx_time_write(dst, ms, &day);
+}
+
+
+/* most times are of the same day as the one before */
+
+static void
+kx_time_write(char dst[32], uint64_t ms, kx_day_t *day)
+{
     char      *p;
-    unsigned   day, msec, year, month, leap;
+    unsigned   msec;
 
     if (ms > KX_LAST_TIME) {
         ms = KX_LAST_TIME;
     }
 
-    day = (unsigned) (ms / KX_DAY);
-    msec = (unsigned) (ms % KX_DAY);
+    if (ms >= day->next || ms < day->next - KX_DAY) {
+        kx_time_day(day->date, (unsigned) (ms / KX_DAY));
+        day->next = (ms / KX_DAY + 1) * KX_DAY;
+    }
+
+    msec = (unsigned) (ms - (day->next - KX_DAY));
+
+    memcpy(dst, day->date, KX_DATE_LEN);
+
+    p = dst + KX_DATE_LEN;
+
+    *p++ = 'T';
+    p = kx_time_pair(p, msec / 3600000);
+    *p++ = ':';
+    p = kx_time_pair(p, msec / 60000 % 60);
+    *p++ = ':';
+    p = kx_time_pair(p, msec / 1000 % 60);
+    *p++ = '.';
+    *p++ = (char) ('0' + msec / 100 % 10);
+    p = kx_time_pair(p, msec % 100);
+    *p++ = 'Z';
+    *p = '\0';
+}
+
+
+/* YYYY-MM-DD of a day after 1 January 1970 */
+
+static void
+kx_time_day(char date[KX_DATE_LEN], unsigned day)
+{
+    char      *p;
+    unsigned   year, month, leap;
 
     /* no year has more than 366 days */
 
@@ -968,23 +1024,12 @@ kx_protocol_time(char dst[32], uint64_t ms)
     month = (12 * day + 373) / 367;
     day -= (367 * month - 362) / 12;
 
-    p = kx_time_pair(dst, year / 100);
+    p = kx_time_pair(date, year / 100);
     p = kx_time_pair(p, year % 100);
     *p++ = '-';
     p = kx_time_pair(p, month);
     *p++ = '-';
-    p = kx_time_pair(p, day + 1);
-    *p++ = 'T';
-    p = kx_time_pair(p, msec / 3600000);
-    *p++ = ':';
-    p = kx_time_pair(p, msec / 60000 % 60);
-    *p++ = ':';
-    p = kx_time_pair(p, msec / 1000 % 60);
-    *p++ = '.';
-    *p++ = (char) ('0' + msec / 100 % 10);
-    p = kx_time_pair(p, msec % 100);
-    *p++ = 'Z';
-    *p = '\0';
+    (void) kx_time_pair(p, day + 1);
 }
 
 
