@@ -190,7 +190,10 @@ foreach my $idle ([ '90s', 90 ], [ '40d', 2592000 ]) {
 # what waits for the store is kept in memory, and there is an end to it: who
 # comes then has an ad without it
 
-{
+SKIP: {
+    skip('eight take longer than the store may', 13)
+        if $ENV{TEST_NGINX_USE_VALGRIND};
+
     my $site = site(options => 'timeout=10s',
                     location => 'client_max_body_size 16m;');
     my $big = 'x' x 8_000_000;
