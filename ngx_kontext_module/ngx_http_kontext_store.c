@@ -24,17 +24,13 @@
 #define NGX_HTTP_KONTEXT_STORE_KEY      (4 + KX_BASE32_ID_LEN)
 
 
-/* a session to be written; lives in the pool of its call */
-
-typedef struct {
-    ngx_http_kontext_turn_t      turn;
-} ngx_http_kontext_save_t;
-
-
 static char *ngx_http_kontext_store_param(ngx_conf_t *cf,
     ngx_http_kontext_store_conf_t *store, ngx_str_t *value);
 static ngx_http_kontext_call_t *ngx_http_kontext_store_call(
     ngx_http_request_t *r, ngx_http_kontext_turn_t *turn, ngx_uint_t method);
+static ngx_http_kontext_call_t *ngx_http_kontext_store_late_call(
+    ngx_http_request_t *r, ngx_http_kontext_turn_t *turn, ngx_uint_t method,
+    ngx_http_kontext_call_handler_pt handler);
 static ngx_int_t ngx_http_kontext_store_send(ngx_http_kontext_call_t *call);
 static void ngx_http_kontext_store_over(ngx_http_kontext_call_t *call);
 static ngx_int_t ngx_http_kontext_store_record(ngx_http_kontext_call_t *call,
@@ -264,6 +260,36 @@ ngx_http_kontext_store_call(ngx_http_request_t *r,
 }
 
 
+/* one that no request waits for: its data is the turn */
+
+static ngx_http_kontext_call_t *
+ngx_http_kontext_store_late_call(ngx_http_request_t *r,
+    ngx_http_kontext_turn_t *turn, ngx_uint_t method,
+    ngx_http_kontext_call_handler_pt handler)
+{
+    ngx_http_kontext_call_t  *call;
+    ngx_http_kontext_turn_t  *copy;
+
+    call = ngx_http_kontext_store_call(r, turn, method);
+    if (call == NULL) {
+        return NULL;
+    }
+
+    copy = ngx_palloc(call->request->pool, sizeof(ngx_http_kontext_turn_t));
+    if (copy == NULL) {
+        ngx_http_kontext_call_cancel(call);
+        return NULL;
+    }
+
+    *copy = *turn;
+
+    call->data_of = copy;
+    call->handler = handler;
+
+    return call;
+}
+
+
 static ngx_int_t
 ngx_http_kontext_store_send(ngx_http_kontext_call_t *call)
 {
@@ -454,29 +480,16 @@ ngx_http_kontext_store_save(ngx_http_request_t *r,
     ngx_http_kontext_turn_t *turn)
 {
     ngx_http_kontext_call_t  *call;
-    ngx_http_kontext_save_t  *save;
 
     if (!turn->shared) {
         return;
     }
 
-    call = ngx_http_kontext_store_call(r, turn, NGX_HTTP_GET);
-    if (call == NULL) {
-        return;
+    call = ngx_http_kontext_store_late_call(r, turn, NGX_HTTP_GET,
+                                            ngx_http_kontext_store_compared);
+    if (call) {
+        (void) ngx_http_kontext_store_send(call);
     }
-
-    save = ngx_palloc(call->request->pool, sizeof(ngx_http_kontext_save_t));
-    if (save == NULL) {
-        ngx_http_kontext_call_cancel(call);
-        return;
-    }
-
-    save->turn = *turn;
-
-    call->data_of = save;
-    call->handler = ngx_http_kontext_store_compared;
-
-    (void) ngx_http_kontext_store_send(call);
 }
 
 
@@ -485,26 +498,23 @@ ngx_http_kontext_store_compared(ngx_http_kontext_call_t *call)
 {
     ngx_uint_t                found;
     kx_record_t               record;
-    ngx_http_kontext_save_t  *save;
+    ngx_http_kontext_turn_t  *turn;
 
     ngx_http_kontext_store_over(call);
 
-    save = call->data_of;
+    turn = call->data_of;
 
-    found = (ngx_http_kontext_store_record(call, &save->turn, &record)
-             == NGX_OK);
+    found = (ngx_http_kontext_store_record(call, turn, &record) == NGX_OK);
 
     /* a store that does not answer would not take it either */
 
     if (!found && call->status == 0) {
-        ngx_http_kontext_count(save->turn.zone, records.save_failed, 1);
+        ngx_http_kontext_count(turn->zone, records.save_failed, 1);
         return;
     }
 
-    if (ngx_http_kontext_session_share(&save->turn, &record, found)
-        == NGX_OK)
-    {
-        ngx_http_kontext_store_put(call, &save->turn, &record);
+    if (ngx_http_kontext_session_share(turn, &record, found) == NGX_OK) {
+        ngx_http_kontext_store_put(call, turn, &record);
     }
 }
 
@@ -515,30 +525,23 @@ ngx_http_kontext_store_put(ngx_http_kontext_call_t *from,
 {
     u_char                   *p;
     ngx_http_kontext_call_t  *call;
-    ngx_http_kontext_save_t  *save;
 
-    call = ngx_http_kontext_store_call(from->request, turn, NGX_HTTP_PUT);
+    call = ngx_http_kontext_store_late_call(from->request, turn, NGX_HTTP_PUT,
+                                            ngx_http_kontext_store_written);
     if (call == NULL) {
         return;
     }
 
-    save = ngx_palloc(call->request->pool, sizeof(ngx_http_kontext_save_t));
     p = ngx_pnalloc(call->request->pool, KX_RECORD_MAX);
-
-    if (save == NULL || p == NULL) {
+    if (p == NULL) {
         ngx_http_kontext_call_cancel(call);
         return;
     }
-
-    save->turn = *turn;
 
     call->body.data = p;
     call->body.len = kx_record_encode(p, record, turn->store_key,
                                       turn->conf->store->secret)
                      - p;
-
-    call->data_of = save;
-    call->handler = ngx_http_kontext_store_written;
 
     (void) ngx_http_kontext_store_send(call);
 }
@@ -547,21 +550,20 @@ ngx_http_kontext_store_put(ngx_http_kontext_call_t *from,
 static void
 ngx_http_kontext_store_written(ngx_http_kontext_call_t *call)
 {
-    ngx_http_kontext_save_t  *save;
+    ngx_http_kontext_turn_t  *turn;
 
     ngx_http_kontext_store_over(call);
 
-    save = call->data_of;
+    turn = call->data_of;
 
     if (call->status >= NGX_HTTP_OK
         && call->status < NGX_HTTP_SPECIAL_RESPONSE)
     {
-        ngx_http_kontext_count(save->turn.zone, records.saved, 1);
-        ngx_http_kontext_count(save->turn.zone, records.bytes,
-                               call->body.len);
+        ngx_http_kontext_count(turn->zone, records.saved, 1);
+        ngx_http_kontext_count(turn->zone, records.bytes, call->body.len);
 
     } else {
-        ngx_http_kontext_count(save->turn.zone, records.save_failed, 1);
+        ngx_http_kontext_count(turn->zone, records.save_failed, 1);
     }
 }
 
@@ -571,48 +573,35 @@ ngx_http_kontext_store_delete(ngx_http_request_t *r,
     ngx_http_kontext_turn_t *turn)
 {
     ngx_http_kontext_call_t  *call;
-    ngx_http_kontext_save_t  *save;
 
     if (!turn->shared) {
         return;
     }
 
-    call = ngx_http_kontext_store_call(r, turn, NGX_HTTP_DELETE);
-    if (call == NULL) {
-        return;
+    call = ngx_http_kontext_store_late_call(r, turn, NGX_HTTP_DELETE,
+                                            ngx_http_kontext_store_deleted);
+    if (call) {
+        (void) ngx_http_kontext_store_send(call);
     }
-
-    save = ngx_palloc(call->request->pool, sizeof(ngx_http_kontext_save_t));
-    if (save == NULL) {
-        ngx_http_kontext_call_cancel(call);
-        return;
-    }
-
-    save->turn = *turn;
-
-    call->data_of = save;
-    call->handler = ngx_http_kontext_store_deleted;
-
-    (void) ngx_http_kontext_store_send(call);
 }
 
 
 static void
 ngx_http_kontext_store_deleted(ngx_http_kontext_call_t *call)
 {
-    ngx_http_kontext_save_t  *save;
+    ngx_http_kontext_turn_t  *turn;
 
     ngx_http_kontext_store_over(call);
 
-    save = call->data_of;
+    turn = call->data_of;
 
     if (call->status == NGX_HTTP_NOT_FOUND
         || (call->status >= NGX_HTTP_OK
             && call->status < NGX_HTTP_SPECIAL_RESPONSE))
     {
-        ngx_http_kontext_count(save->turn.zone, records.deleted, 1);
+        ngx_http_kontext_count(turn->zone, records.deleted, 1);
 
     } else {
-        ngx_http_kontext_count(save->turn.zone, records.save_failed, 1);
+        ngx_http_kontext_count(turn->zone, records.save_failed, 1);
     }
 }
