@@ -74,7 +74,8 @@
 
 #define NGX_HTTP_KONTEXT_LATE_CALLS   256       /* of a worker, see ask.c */
 #define NGX_HTTP_KONTEXT_TURNS        256       /* marks of news */
-#define NGX_HTTP_KONTEXT_MEMO_SIZE    2097152   /* of a worker, see memo.h */
+#define NGX_HTTP_KONTEXT_MEMO_SIZE    4194304   /* of a worker, see memo.h */
+#define NGX_HTTP_KONTEXT_SPACE        2097152   /* kept of a body's */
 #define NGX_HTTP_KONTEXT_PING         15000     /* ms, of an event stream */
 #define NGX_HTTP_KONTEXT_SLOTS        64        /* workers that can be woken */
 
@@ -181,6 +182,14 @@ typedef struct {
 } ngx_http_kontext_store_conf_t;
 
 
+/* where a body lies that did not come in one piece */
+
+typedef struct {
+    u_char                            *data;       /* or NULL */
+    size_t                             size;
+} ngx_http_kontext_space_t;
+
+
 typedef struct {
     ngx_str_t                          name;
     ngx_shm_zone_t                    *zone;
@@ -189,6 +198,7 @@ typedef struct {
     ngx_array_t                        locations;  /* to be checked */
     ngx_array_t                        sites;      /* of pointers to them */
     kx_memo_table_t                   *memos;      /* of the worker, or NULL */
+    ngx_http_kontext_space_t           space;      /* the worker's, spare */
 } ngx_http_kontext_main_conf_t;
 
 
@@ -437,7 +447,7 @@ struct ngx_http_kontext_fetch_s {
     ngx_http_kontext_ctx_t            *ctx;
     ngx_http_kontext_call_t           *call;       /* NULL: it is answered */
     ngx_pool_t                        *pool;
-    u_char                            *copy;       /* of the body, or NULL */
+    ngx_http_kontext_space_t           space;      /* of the body */
     size_t                             kept;       /* bytes of all of it */
     kx_message_t                      *messages;
     ngx_uint_t                         n;
@@ -593,11 +603,13 @@ void *ngx_http_kontext_alloc(void *data, size_t size);
 ngx_uint_t ngx_http_kontext_is_json(ngx_str_t *type);
 
 /*
- * The body in one piece, of max bytes at most; copy is what is to be released
- * with ngx_free() when it is not needed any more, or NULL.
+ * The body in one piece, of max bytes at most, in its buffer or in space; that
+ * is to be released when it is not needed any more, in any case.
  */
 kx_reason_e ngx_http_kontext_read_body(ngx_http_kontext_ctx_t *ctx,
-    size_t max, ngx_str_t *body, u_char **copy);
+    size_t max, ngx_str_t *body, ngx_http_kontext_space_t *space);
+void ngx_http_kontext_release_body(ngx_http_kontext_ctx_t *ctx,
+    ngx_http_kontext_space_t *space);
 
 /*
  * Understands the request and starts its ad calls, once.  Asks for nothing

@@ -419,15 +419,15 @@ ngx_http_kontext_api_is_text(ngx_http_request_t *r,
 static void
 ngx_http_kontext_api_body(ngx_http_request_t *r)
 {
-    u_char                  *copy;
-    ngx_int_t                rc;
-    kx_reason_e              reason;
-    ngx_http_kontext_api_t  *api;
+    ngx_int_t                  rc;
+    kx_reason_e                reason;
+    ngx_http_kontext_api_t    *api;
+    ngx_http_kontext_space_t   space;
 
     api = ngx_http_kontext_get_ctx(r)->api;
 
     reason = ngx_http_kontext_read_body(api->ctx, KX_API_MAX_BODY, &api->body,
-                                        &copy);
+                                        &space);
 
     switch (reason) {
 
@@ -448,9 +448,7 @@ ngx_http_kontext_api_body(ngx_http_request_t *r)
         break;
     }
 
-    if (copy) {
-        ngx_free(copy);
-    }
+    ngx_http_kontext_release_body(api->ctx, &space);
 
     ngx_http_finalize_request(r, rc);
 }

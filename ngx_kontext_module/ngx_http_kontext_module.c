@@ -1540,7 +1540,17 @@ ngx_http_kontext_init_process(ngx_cycle_t *cycle)
 static void
 ngx_http_kontext_exit_process(ngx_cycle_t *cycle)
 {
+    ngx_http_kontext_main_conf_t  *kmcf;
+
     ngx_http_kontext_wake_exit();
+
+    kmcf = ngx_http_cycle_get_module_main_conf(cycle,
+                                               ngx_http_kontext_module);
+
+    if (kmcf && kmcf->space.data) {
+        ngx_free(kmcf->space.data);
+        ngx_memzero(&kmcf->space, sizeof(ngx_http_kontext_space_t));
+    }
 }
 
 

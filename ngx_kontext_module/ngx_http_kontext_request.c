@@ -22,6 +22,8 @@ static ngx_int_t ngx_http_kontext_mode(ngx_http_request_t *r,
     ngx_http_kontext_loc_conf_t *klcf, ngx_http_kontext_mode_e *mode);
 static void ngx_http_kontext_finalize(void *data);
 static void ngx_http_kontext_count_chat(ngx_http_kontext_ctx_t *ctx);
+static ngx_int_t ngx_http_kontext_space(ngx_http_kontext_ctx_t *ctx,
+    ngx_http_kontext_space_t *space, size_t size);
 static void ngx_http_kontext_cleanup(void *data);
 static kx_reason_e ngx_http_kontext_check_request(ngx_http_request_t *r,
     ngx_http_kontext_loc_conf_t *klcf);
@@ -536,12 +538,12 @@ ngx_http_kontext_analyse_handler(ngx_event_t *ev)
 void
 ngx_http_kontext_analyse(ngx_http_kontext_ctx_t *ctx)
 {
-    u_char              *copy;
-    kx_pool_t            scratch;
-    ngx_str_t            body;
-    ngx_pool_t          *pool;
-    kx_reason_e          reason;
-    ngx_http_request_t  *r;
+    kx_pool_t                  scratch;
+    ngx_str_t                  body;
+    ngx_pool_t                *pool;
+    kx_reason_e                reason;
+    ngx_http_request_t        *r;
+    ngx_http_kontext_space_t   space;
 
     if (ctx->analysed || !ctx->body_done
         || ctx->status == NGX_HTTP_KONTEXT_BYPASS)
@@ -556,14 +558,14 @@ ngx_http_kontext_analyse(ngx_http_kontext_ctx_t *ctx)
     ngx_http_kontext_analyse_cancel(ctx);
 
     reason = ngx_http_kontext_read_body(ctx, ctx->conf->max_body, &body,
-                                        &copy);
+                                        &space);
 
     /* the texts are needed until the ad calls are written, and no longer */
 
     pool = NULL;
 
     if (reason == KX_REASON_NONE) {
-        ctx->scratched = copy ? body.len : 0;
+        ctx->scratched = space.data ? space.size : 0;
 
         pool = ngx_create_pool(NGX_HTTP_KONTEXT_SCRATCH_POOL,
                                r->connection->log);
@@ -603,13 +605,10 @@ ngx_http_kontext_analyse(ngx_http_kontext_ctx_t *ctx)
 
         /* they are needed until the store has answered */
 
-        ctx->fetch->copy = copy;
+        ctx->fetch->space = space;
 
     } else {
-
-        if (copy) {
-            ngx_free(copy);
-        }
+        ngx_http_kontext_release_body(ctx, &space);
 
         if (pool) {
             ngx_destroy_pool(pool);
@@ -666,19 +665,18 @@ ngx_http_kontext_analyse_cancel(ngx_http_kontext_ctx_t *ctx)
 
 kx_reason_e
 ngx_http_kontext_read_body(ngx_http_kontext_ctx_t *ctx, size_t max,
-    ngx_str_t *body, u_char **copy)
+    ngx_str_t *body, ngx_http_kontext_space_t *space)
 {
     off_t                size;
     u_char              *p;
     size_t               len;
-    ssize_t              n;
     ngx_buf_t           *b;
     ngx_chain_t         *cl;
     ngx_http_request_t  *r;
 
     r = ctx->request;
 
-    *copy = NULL;
+    space->data = NULL;
 
     if (r->request_body == NULL || r->request_body->bufs == NULL) {
         return KX_REASON_NO_BODY;
@@ -706,12 +704,11 @@ ngx_http_kontext_read_body(ngx_http_kontext_ctx_t *ctx, size_t max,
         return KX_REASON_NONE;
     }
 
-    *copy = ngx_alloc((size_t) size, r->connection->log);
-    if (*copy == NULL) {
+    if (ngx_http_kontext_space(ctx, space, (size_t) size) != NGX_OK) {
         return KX_REASON_NO_MEMORY;
     }
 
-    p = *copy;
+    p = space->data;
 
     for ( /* void */ ; cl; cl = cl->next) {
         b = cl->buf;
@@ -727,21 +724,88 @@ ngx_http_kontext_read_body(ngx_http_kontext_ctx_t *ctx, size_t max,
 
         len = (size_t) (b->file_last - b->file_pos);
 
-        n = ngx_read_file(b->file, p, len, b->file_pos);
-
-        if (n != (ssize_t) len) {
-            ngx_free(*copy);
-            *copy = NULL;
+        if (ngx_read_file(b->file, p, len, b->file_pos) != (ssize_t) len) {
             return KX_REASON_NO_BODY;
         }
 
-        p += n;
+        p += len;
     }
 
-    body->data = *copy;
-    body->len = p - *copy;
+    body->data = space->data;
+    body->len = p - space->data;
 
     return KX_REASON_NONE;
+}
+
+
+/*
+ * The pages of a large body would be given back and taken again for each
+ * request: the worker keeps those of one.
+ */
+
+static ngx_int_t
+ngx_http_kontext_space(ngx_http_kontext_ctx_t *ctx,
+    ngx_http_kontext_space_t *space, size_t size)
+{
+    ngx_http_kontext_space_t  *spare;
+
+    spare = &ctx->conf->main->space;
+
+    if (spare->size >= size) {
+        *space = *spare;
+
+        spare->data = NULL;
+        spare->size = 0;
+
+        return NGX_OK;
+    }
+
+#if !(NGX_DEBUG_PALLOC)
+
+    /* the next one may be larger by a turn */
+
+    if (size <= NGX_HTTP_KONTEXT_SPACE / 2) {
+        size += size / 2;
+    }
+
+#endif
+
+    space->data = ngx_alloc(size, ctx->request->connection->log);
+    space->size = size;
+
+    return space->data ? NGX_OK : NGX_ERROR;
+}
+
+
+void
+ngx_http_kontext_release_body(ngx_http_kontext_ctx_t *ctx,
+    ngx_http_kontext_space_t *space)
+{
+    u_char                    *data;
+#if !(NGX_DEBUG_PALLOC)
+    ngx_http_kontext_space_t  *spare;
+#endif
+
+    data = space->data;
+
+#if !(NGX_DEBUG_PALLOC)
+
+    spare = &ctx->conf->main->space;
+
+    if (data && space->size > spare->size
+        && space->size <= NGX_HTTP_KONTEXT_SPACE)
+    {
+        data = spare->data;
+        *spare = *space;
+    }
+
+#endif
+
+    space->data = NULL;
+
+    if (data) {
+        ngx_free(data);
+    }
 }
 
 

@@ -24,20 +24,18 @@ static ngx_int_t ngx_http_kontext_retract_length(ngx_http_request_t *r,
 ngx_int_t
 ngx_http_kontext_retract(ngx_http_kontext_ctx_t *ctx)
 {
-    u_char      *copy;
-    ngx_int_t    rc;
-    ngx_str_t    body;
-    kx_range_t  *ranges;
-
-    if (ngx_http_kontext_read_body(ctx, ctx->conf->max_body, &body, &copy)
-        != KX_REASON_NONE)
-    {
-        return NGX_OK;
-    }
+    ngx_int_t                  rc;
+    ngx_str_t                  body;
+    kx_range_t                *ranges;
+    kx_reason_e                reason;
+    ngx_http_kontext_space_t   space;
 
     rc = NGX_OK;
 
-    if (kx_text_ad_marked(body.data, body.len)) {
+    reason = ngx_http_kontext_read_body(ctx, ctx->conf->max_body, &body,
+                                        &space);
+
+    if (reason == KX_REASON_NONE && kx_text_ad_marked(body.data, body.len)) {
 
         ranges = ngx_alloc(KX_MAX_TEXT_ADS * sizeof(kx_range_t),
                            ctx->request->connection->log);
@@ -50,9 +48,7 @@ ngx_http_kontext_retract(ngx_http_kontext_ctx_t *ctx)
         }
     }
 
-    if (copy) {
-        ngx_free(copy);
-    }
+    ngx_http_kontext_release_body(ctx, &space);
 
     return rc;
 }

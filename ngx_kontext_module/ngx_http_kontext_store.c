@@ -445,8 +445,6 @@ ngx_http_kontext_store_resume(ngx_event_t *ev)
 void
 ngx_http_kontext_store_leave(ngx_http_kontext_ctx_t *ctx)
 {
-    u_char                    *copy;
-    ngx_pool_t                *pool;
     ngx_http_kontext_fetch_t  *fetch;
 
     fetch = ctx->fetch;
@@ -459,14 +457,9 @@ ngx_http_kontext_store_leave(ngx_http_kontext_ctx_t *ctx)
 
     ngx_http_kontext_store_kept -= fetch->kept;
 
-    copy = fetch->copy;
-    pool = fetch->pool;
+    ngx_http_kontext_release_body(ctx, &fetch->space);
 
-    if (copy) {
-        ngx_free(copy);
-    }
-
-    ngx_destroy_pool(pool);
+    ngx_destroy_pool(fetch->pool);
 }
 
 

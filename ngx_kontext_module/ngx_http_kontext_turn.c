@@ -76,7 +76,13 @@ ngx_http_kontext_turn_resume(ngx_http_kontext_ctx_t *ctx)
 
     ctx->status = NGX_HTTP_KONTEXT_OFF;
 
+    /* what is found out of its messages is good for the next request, too */
+
+    ctx->cv.memos = ctx->conf->main->memos;
+
     reason = ngx_http_kontext_turn_start(ctx, fetch);
+
+    ctx->cv.memos = NULL;
 
     ngx_http_kontext_store_leave(ctx);
 
