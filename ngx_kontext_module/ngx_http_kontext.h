@@ -75,7 +75,7 @@
 #define NGX_HTTP_KONTEXT_LATE_CALLS   256       /* of a worker, see ask.c */
 #define NGX_HTTP_KONTEXT_TURNS        256       /* marks of news */
 #define NGX_HTTP_KONTEXT_MEMO_SIZE    4194304   /* of a worker, see memo.h */
-#define NGX_HTTP_KONTEXT_SPACE        2097152   /* kept of a body's */
+#define NGX_HTTP_KONTEXT_SPACE        2097152   /* of a worker, for bodies */
 #define NGX_HTTP_KONTEXT_PING         15000     /* ms, of an event stream */
 #define NGX_HTTP_KONTEXT_SLOTS        64        /* workers that can be woken */
 
@@ -186,7 +186,7 @@ typedef struct {
 
 typedef struct {
     u_char                            *data;       /* or NULL */
-    size_t                             size;
+    size_t                             size;       /* 0: to be freed */
 } ngx_http_kontext_space_t;
 
 
@@ -198,7 +198,7 @@ typedef struct {
     ngx_array_t                        locations;  /* to be checked */
     ngx_array_t                        sites;      /* of pointers to them */
     kx_memo_table_t                   *memos;      /* of the worker, or NULL */
-    ngx_http_kontext_space_t           space;      /* the worker's, spare */
+    ngx_http_kontext_space_t           space;      /* kept by the worker */
 } ngx_http_kontext_main_conf_t;
 
 

@@ -1533,6 +1533,15 @@ ngx_http_kontext_init_process(ngx_cycle_t *cycle)
         kmcf->memos = NULL;
     }
 
+#if !(NGX_DEBUG_PALLOC)
+
+    /* a tool that looks for overruns shall see each body for itself */
+
+    kmcf->space.data = ngx_palloc(cycle->pool, NGX_HTTP_KONTEXT_SPACE);
+    kmcf->space.size = kmcf->space.data ? NGX_HTTP_KONTEXT_SPACE : 0;
+
+#endif
+
     return ngx_http_kontext_wake_init(cycle, kmcf->zone->data);
 }
 
@@ -1540,17 +1549,7 @@ ngx_http_kontext_init_process(ngx_cycle_t *cycle)
 static void
 ngx_http_kontext_exit_process(ngx_cycle_t *cycle)
 {
-    ngx_http_kontext_main_conf_t  *kmcf;
-
     ngx_http_kontext_wake_exit();
-
-    kmcf = ngx_http_cycle_get_module_main_conf(cycle,
-                                               ngx_http_kontext_module);
-
-    if (kmcf && kmcf->space.data) {
-        ngx_free(kmcf->space.data);
-        ngx_memzero(&kmcf->space, sizeof(ngx_http_kontext_space_t));
-    }
 }
 
 

@@ -740,38 +740,26 @@ ngx_http_kontext_read_body(ngx_http_kontext_ctx_t *ctx, size_t max,
 
 /*
  * The pages of a large body would be given back and taken again for each
- * request: the worker keeps those of one.
+ * request: the worker has some that it keeps.
  */
 
 static ngx_int_t
 ngx_http_kontext_space(ngx_http_kontext_ctx_t *ctx,
     ngx_http_kontext_space_t *space, size_t size)
 {
-    ngx_http_kontext_space_t  *spare;
+    ngx_http_kontext_space_t  *kept;
 
-    spare = &ctx->conf->main->space;
+    kept = &ctx->conf->main->space;
 
-    if (spare->size >= size) {
-        *space = *spare;
-
-        spare->data = NULL;
-        spare->size = 0;
+    if (kept->data && kept->size >= size) {
+        *space = *kept;
+        kept->data = NULL;
 
         return NGX_OK;
     }
 
-#if !(NGX_DEBUG_PALLOC)
-
-    /* the next one may be larger by a turn */
-
-    if (size <= NGX_HTTP_KONTEXT_SPACE / 2) {
-        size += size / 2;
-    }
-
-#endif
-
     space->data = ngx_alloc(size, ctx->request->connection->log);
-    space->size = size;
+    space->size = 0;
 
     return space->data ? NGX_OK : NGX_ERROR;
 }
@@ -781,31 +769,18 @@ void
 ngx_http_kontext_release_body(ngx_http_kontext_ctx_t *ctx,
     ngx_http_kontext_space_t *space)
 {
-    u_char                    *data;
-#if !(NGX_DEBUG_PALLOC)
-    ngx_http_kontext_space_t  *spare;
-#endif
-
-    data = space->data;
-
-#if !(NGX_DEBUG_PALLOC)
-
-    spare = &ctx->conf->main->space;
-
-    if (data && space->size > spare->size
-        && space->size <= NGX_HTTP_KONTEXT_SPACE)
-    {
-        data = spare->data;
-        *spare = *space;
+    if (space->data == NULL) {
+        return;
     }
 
-#endif
+    if (space->size) {
+        ctx->conf->main->space.data = space->data;
+
+    } else {
+        ngx_free(space->data);
+    }
 
     space->data = NULL;
-
-    if (data) {
-        ngx_free(data);
-    }
 }
 
 

@@ -61,6 +61,7 @@ my $nginx = Kontext::Nginx->new(
         listen 127.0.0.1:@port@;
         access_log logs/event.log event;
         send_timeout 60s;
+        client_max_body_size 4m;
 
         kontext_publisher_token  acme-dev;
         kontext_user_id          $http_x_user;
@@ -609,7 +610,9 @@ chat_faults('stored', 'openai_chat', 'openai-chat.sse', stored => 'known',
     ok(defined $ad, 'an ad of the past');
 
     foreach my $where ('text', 'spooled') {
-        my $long = $where eq 'spooled' ? 'x' x 5000 : '';
+        # larger than what a worker keeps for bodies
+
+        my $long = $where eq 'spooled' ? 'x' x 2_200_000 : '';
 
         chat_faults($where, 'openai_chat', 'openai-chat.sse',
                     name => 'with-an-ad', body =>
