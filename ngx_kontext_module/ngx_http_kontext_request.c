@@ -565,7 +565,7 @@ ngx_http_kontext_analyse(ngx_http_kontext_ctx_t *ctx)
     pool = NULL;
 
     if (reason == KX_REASON_NONE) {
-        ctx->scratched = space.data ? space.size : 0;
+        ctx->scratched = space.data ? body.len : 0;
 
         pool = ngx_create_pool(NGX_HTTP_KONTEXT_SCRATCH_POOL,
                                r->connection->log);

@@ -170,7 +170,7 @@ my $step = $ENV{KONTEXT_FAULT_STEP} || 5;
 
 # memory that is held for as long as the worker lives
 
-my @held;
+my @held = @{faults()}{qw(blocks pools)};
 
 
 # what the worker and the test share
@@ -551,18 +551,6 @@ sub chat_faults {
                ? (before => $before) : ());
 }
 
-
-# the worker keeps the memory of a body that did not come in one piece
-
-request('POST', '/spooled/v1/chat/completions?file=openai-chat.sse',
-        $formats{openai_chat}[1] =~ s/Light ones/'x' x 5000/re,
-        'X-User' => 'u', 'X-Conversation' => 'warm');
-wait_until('the first chat', sub {
-    $nginx->worker_pid;
-    return faults()->{pools} == 0;
-});
-
-@held = @{faults()}{qw(blocks pools)};
 
 chat_faults('piped', 'openai_chat', 'openai-chat.sse', json => 1);
 chat_faults('cut', 'openai_chat', 'openai-chat.sse', size => 7);
