@@ -231,7 +231,7 @@ SAMPLES    = $(or $(KONTEXT_SHARED),../shared)/samples
 
 # their inputs are no text
 
-FUZZ_BARE  = fuzz_session fuzz_redact fuzz_consent
+FUZZ_BARE  = fuzz_session fuzz_redact fuzz_consent fuzz_record
 
 .PHONY: fuzzers $(FUZZ_RUN)
 .SECONDARY: $(FUZZ_CORE) $(FUZZ:%=$(FUZZ_DIR)/obj/fuzz/%.o)

@@ -9,6 +9,7 @@
  *   ngx_http_kontext_zone.c        the shared memory
  *   ngx_http_kontext_session.c     finds its session there
  *   ngx_http_kontext_wake.c        tells other workers of it
+ *   ngx_http_kontext_store.c       and other machines, by a store
  *   ngx_http_kontext_turn.c        what is asked for it, and what came of it
  *   ngx_http_kontext_ad_request.c  puts together what an ad call may say
  *   ngx_http_kontext_ask.c         /init and /preload, and their answers
@@ -49,6 +50,7 @@
 #include "core/consent.h"
 #include "core/device.h"
 #include "core/feed.h"
+#include "core/record.h"
 #include "core/redact.h"
 #include "core/responses.h"
 #include "core/session_table.h"
@@ -163,7 +165,21 @@ typedef struct {
     uint64_t                           key;
     kx_breaker_t                      *breaker;    /* in the zone */
     ngx_http_kontext_loc_conf_t       *conf;       /* the first that uses it */
+    ngx_uint_t                         store;      /* of records, not of ads */
 } ngx_http_kontext_site_t;
+
+
+/* a store of sessions that several nodes share */
+
+typedef struct {
+    ngx_str_t                          uri;
+    ngx_str_t                          words;      /* the secret as written */
+    ngx_msec_t                         timeout;
+    kx_breaker_conf_t                  breaker;
+
+    /* keys: of the records, and of what a node makes up */
+    u_char                             secret[KX_SHA256_LEN];
+} ngx_http_kontext_store_conf_t;
 
 
 /* where a body lies that did not come in one piece */
@@ -189,6 +205,8 @@ typedef struct {
 struct ngx_http_kontext_loc_conf_s {
     ngx_http_kontext_main_conf_t      *main;
     ngx_http_kontext_site_t           *site;
+    ngx_http_kontext_site_t           *store_site;
+    ngx_http_kontext_store_conf_t     *store;      /* NULL: there is none */
 
     ngx_http_complex_value_t          *enable;
     ngx_http_complex_value_t          *token;
@@ -236,6 +254,7 @@ typedef struct ngx_http_kontext_ctx_s   ngx_http_kontext_ctx_t;
 typedef struct ngx_http_kontext_ask_s   ngx_http_kontext_ask_t;
 typedef struct ngx_http_kontext_call_s  ngx_http_kontext_call_t;
 typedef struct ngx_http_kontext_api_s   ngx_http_kontext_api_t;
+typedef struct ngx_http_kontext_fetch_s  ngx_http_kontext_fetch_t;
 
 
 typedef void (*ngx_http_kontext_call_handler_pt)(
@@ -246,11 +265,12 @@ typedef enum {
     NGX_HTTP_KONTEXT_CALL_INIT = 0,
     NGX_HTTP_KONTEXT_CALL_PRELOAD,
     NGX_HTTP_KONTEXT_CALL_ERROR,
-    NGX_HTTP_KONTEXT_CALL_DEBUG
+    NGX_HTTP_KONTEXT_CALL_DEBUG,
+    NGX_HTTP_KONTEXT_CALL_STORE      /* not of the ad server */
 } ngx_http_kontext_call_e;
 
 
-/* a call of the ad server with all of its attempts, in a pool of its own */
+/* a call of a location with all of its attempts, in a pool of its own */
 
 struct ngx_http_kontext_call_s {
     ngx_http_request_t                *request;    /* a detached one */
@@ -258,9 +278,12 @@ struct ngx_http_kontext_call_s {
     ngx_http_kontext_loc_conf_t       *conf;
     ngx_http_kontext_call_e            kind;
 
+    ngx_uint_t                         method;
     ngx_str_t                          uri;
+    ngx_str_t                          args;
     ngx_str_t                          body;
     ngx_str_t                          token;
+    size_t                             max;        /* of the answer */
 
     ngx_uint_t                         attempt;
     ngx_msec_t                         timeout;    /* of an attempt */
@@ -278,6 +301,7 @@ struct ngx_http_kontext_call_s {
     ngx_http_kontext_call_handler_pt   handler;    /* it is over */
     ngx_http_kontext_call_handler_pt   failed;     /* an attempt is, or NULL */
     ngx_http_kontext_ask_t            *ask;
+    void                              *data_of;    /* the handler's */
 
     unsigned                           track_only:1;
     unsigned                           active:1;   /* no result yet */
@@ -343,9 +367,14 @@ typedef struct {
     uint32_t                           seq;
     uint32_t                           init_seq;
 
+    /* how all nodes name it, if they share a store */
+    u_char                             store_key[KX_ID_LEN];
+    uint64_t                           store_user;
+
     /* what /init has said of reports */
     unsigned                           no_errors:1;
     unsigned                           debug:1;
+    unsigned                           shared:1;
 } ngx_http_kontext_turn_t;
 
 
@@ -412,6 +441,23 @@ struct ngx_http_kontext_ask_s {
 };
 
 
+/* a turn that waits for what the store knows; lives in its pool */
+
+struct ngx_http_kontext_fetch_s {
+    ngx_http_kontext_ctx_t            *ctx;
+    ngx_http_kontext_call_t           *call;       /* NULL: it is answered */
+    ngx_pool_t                        *pool;
+    ngx_http_kontext_space_t           space;      /* of the body */
+    size_t                             kept;       /* bytes of all of it */
+    kx_message_t                      *messages;
+    ngx_uint_t                         n;
+    u_char                             digest[KX_ID_LEN];
+    uint32_t                           seq;        /* when it was asked */
+    ngx_uint_t                         found;
+    kx_record_t                        record;
+};
+
+
 /*
  * Lives as long as the pool of the main request, and is found again after an
  * internal redirect, which clears r->ctx.
@@ -429,6 +475,7 @@ struct ngx_http_kontext_ctx_s {
     unsigned                           guess:1;    /* the body tells */
     unsigned                           derived:1;  /* the conversation's id */
     unsigned                           track_only:1;
+    unsigned                           identify:1; /* and nothing else */
     unsigned                           waiting:1;  /* asked by another one */
     unsigned                           header_seen:1;
     unsigned                           streaming:1;/* it is read along */
@@ -481,9 +528,12 @@ struct ngx_http_kontext_ctx_s {
     kx_pool_t                          pool;
     kx_conversation_t                  cv;
     ngx_event_t                        analyse;    /* timer, or posted */
+    ngx_pool_t                        *scratch;    /* of what it has said */
+    size_t                             scratched;  /* bytes, with copies */
 
     /* session */
     ngx_http_kontext_turn_t            turn;
+    ngx_http_kontext_fetch_t          *fetch;      /* it waits, or NULL */
     u_char                             conversation_digest[KX_ID_LEN];
     ngx_atomic_uint_t                  turns;      /* seen at the start */
     ngx_str_t                          session;    /* the server's sessionId */
@@ -573,6 +623,32 @@ void ngx_http_kontext_analyse_post(ngx_http_kontext_ctx_t *ctx);
 void ngx_http_kontext_analyse_cancel(ngx_http_kontext_ctx_t *ctx);
 
 
+/* store */
+
+char *ngx_http_kontext_store(ngx_conf_t *cf, ngx_command_t *cmd, void *conf);
+
+/* How the nodes name a session: sets what belongs to a turn with a conf. */
+void ngx_http_kontext_store_key(ngx_http_kontext_turn_t *turn,
+    ngx_str_t *token, ngx_str_t *conversation, ngx_str_t *user);
+
+/*
+ * Asks the store what other nodes know of a turn; fetch has its messages.
+ * NGX_OK: turn_resume() is to follow, unless store_leave() is called first.
+ * NGX_DECLINED: nobody is asked.
+ */
+ngx_int_t ngx_http_kontext_store_fetch(ngx_http_kontext_ctx_t *ctx,
+    ngx_http_kontext_fetch_t *fetch);
+
+/* Does not wait any more, and frees what there is of the request. */
+void ngx_http_kontext_store_leave(ngx_http_kontext_ctx_t *ctx);
+
+/* Tells the other nodes of a session; r is any request of its location. */
+void ngx_http_kontext_store_save(ngx_http_request_t *r,
+    ngx_http_kontext_turn_t *turn);
+void ngx_http_kontext_store_delete(ngx_http_request_t *r,
+    ngx_http_kontext_turn_t *turn);
+
+
 /* turn */
 
 /*
@@ -581,6 +657,9 @@ void ngx_http_kontext_analyse_cancel(ngx_http_kontext_ctx_t *ctx);
  */
 kx_reason_e ngx_http_kontext_turn(ngx_http_kontext_ctx_t *ctx,
     ngx_pool_t *pool);
+
+/* Goes on when the store has said what it knows. */
+void ngx_http_kontext_turn_resume(ngx_http_kontext_ctx_t *ctx);
 
 /* Keeps a skipCode or errCode for the variables. */
 void ngx_http_kontext_set_code(ngx_http_kontext_ctx_t *ctx,
@@ -673,13 +752,32 @@ void ngx_http_kontext_session_key(ngx_http_kontext_turn_t *turn,
     ngx_str_t *token, ngx_str_t *conversation, ngx_str_t *user);
 
 /*
- * Opens the session of a turn whose user message has this digest.  Fills in
+ * Opens the session of a turn whose user message has this digest, and is the
+ * one of this index.  record is what other nodes know, or NULL.  Fills in
  * s, and seq and init_seq of the turn; turns is what zone_turned() compares.
  * NGX_OK, or NGX_DECLINED when there is no room.
  */
 ngx_int_t ngx_http_kontext_session_turn(ngx_http_kontext_turn_t *turn,
-    u_char *message, ngx_uint_t track_only, ngx_http_kontext_session_t *s,
+    u_char *message, ngx_uint_t index, ngx_uint_t track_only,
+    kx_record_t *record, ngx_http_kontext_session_t *s,
     ngx_atomic_uint_t *turns);
+
+/* kx_record_due() of the session of a turn; seq is the session's, or 0. */
+ngx_uint_t ngx_http_kontext_session_due(ngx_http_kontext_turn_t *turn,
+    u_char *message, uint32_t *seq);
+
+/* Has the user gone on to another message since session_due() gave seq? */
+ngx_uint_t ngx_http_kontext_session_passed(ngx_http_kontext_turn_t *turn,
+    u_char *message, uint32_t seq);
+
+/*
+ * Merges a session with what other nodes know, if known says that there is
+ * something in record, and makes it what is to be written.  NGX_OK, or
+ * NGX_DECLINED: there is no such session any more, or another user has a
+ * newer one elsewhere.
+ */
+ngx_int_t ngx_http_kontext_session_share(ngx_http_kontext_turn_t *turn,
+    kx_record_t *record, ngx_uint_t known);
 
 /*
  * Results of the calls; NGX_DECLINED: superseded, or another user's.  pool is
@@ -687,7 +785,9 @@ ngx_int_t ngx_http_kontext_session_turn(ngx_http_kontext_turn_t *turn,
  */
 ngx_int_t ngx_http_kontext_session_answer(ngx_http_kontext_turn_t *turn,
     kx_preload_answer_t *a, kx_pool_t *pool);
-void ngx_http_kontext_session_init_answer(ngx_http_kontext_turn_t *turn,
+
+/* NGX_OK, or NGX_DECLINED: the turn's preload is still to be answered. */
+ngx_int_t ngx_http_kontext_session_init_answer(ngx_http_kontext_turn_t *turn,
     kx_init_answer_t *a, kx_pool_t *pool);
 
 /* The preload could not even be sent, which the session's listeners learn. */
@@ -914,6 +1014,9 @@ void ngx_http_kontext_breakers_start(ngx_http_kontext_main_conf_t *kmcf);
 kx_reason_e ngx_http_kontext_breaker_admit(ngx_http_kontext_loc_conf_t *klcf,
     ngx_uint_t *probe);
 
+/* May the store be called? */
+ngx_uint_t ngx_http_kontext_breaker_store(ngx_http_kontext_loc_conf_t *klcf);
+
 /* May anything else be sent, or a preload once more? */
 ngx_uint_t ngx_http_kontext_breaker_allows(ngx_http_kontext_loc_conf_t *klcf);
 
@@ -1007,6 +1110,9 @@ ngx_http_kontext_call_t *ngx_http_kontext_call_create(
  */
 ngx_int_t ngx_http_kontext_call_start(ngx_http_kontext_call_t *call,
     char *body, size_t len);
+
+/* Sends one that has all it needs.  NGX_ERROR: as call_start(). */
+ngx_int_t ngx_http_kontext_call_launch(ngx_http_kontext_call_t *call);
 
 /* How a call has ended, for the status page. */
 void ngx_http_kontext_call_count(ngx_http_kontext_call_t *call,

@@ -16,6 +16,7 @@
 static ngx_int_t ngx_http_kontext_call_send(ngx_http_kontext_call_t *call);
 static ngx_int_t ngx_http_kontext_call_request(ngx_http_kontext_call_t *call,
     ngx_http_request_t *sr);
+static ngx_str_t *ngx_http_kontext_call_method(ngx_uint_t method);
 static ngx_int_t ngx_http_kontext_call_push(ngx_http_request_t *sr,
     ngx_str_t *name, ngx_str_t *value, ngx_table_elt_t **header);
 static void ngx_http_kontext_call_abandon(ngx_http_kontext_call_t *call);
@@ -29,9 +30,6 @@ static void ngx_http_kontext_call_close(ngx_http_kontext_call_t *call);
 static void ngx_http_kontext_call_drop(ngx_http_request_t *sr);
 static void ngx_http_kontext_call_post(ngx_http_kontext_call_t *call);
 static void ngx_http_kontext_call_event(ngx_event_t *ev);
-
-
-static ngx_str_t  ngx_http_kontext_post = ngx_string("POST");
 
 
 /* in the order of ngx_http_kontext_call_e */
@@ -65,6 +63,8 @@ ngx_http_kontext_call_create(ngx_http_request_t *from,
     call->request = r;
     call->kind = kind;
     call->conf = klcf;
+    call->method = NGX_HTTP_POST;
+    call->max = KX_MAX_ANSWER;
 
     call->timer.handler = ngx_http_kontext_call_timer;
     call->timer.data = call;
@@ -118,6 +118,13 @@ ngx_http_kontext_call_start(ngx_http_kontext_call_t *call, char *body,
 
     call->uri.len = p - call->uri.data;
 
+    return ngx_http_kontext_call_launch(call);
+}
+
+
+ngx_int_t
+ngx_http_kontext_call_launch(ngx_http_kontext_call_t *call)
+{
     call->started = ngx_current_msec;
 
     if (ngx_http_kontext_call_send(call) != NGX_OK) {
@@ -150,7 +157,7 @@ ngx_http_kontext_call_send(ngx_http_kontext_call_t *call)
     ps->handler = ngx_http_kontext_call_done;
     ps->data = call;
 
-    if (ngx_http_subrequest(r, &call->uri, NULL, &sr, ps,
+    if (ngx_http_subrequest(r, &call->uri, &call->args, &sr, ps,
                             NGX_HTTP_SUBREQUEST_BACKGROUND)
         != NGX_OK)
     {
@@ -159,8 +166,10 @@ ngx_http_kontext_call_send(ngx_http_kontext_call_t *call)
 
     ngx_http_kontext_call_post(call);
 
-    ngx_http_kontext_count(ngx_http_kontext_zone_of(call->conf),
-                           attempts[call->kind], 1);
+    if (call->kind != NGX_HTTP_KONTEXT_CALL_STORE) {
+        ngx_http_kontext_count(ngx_http_kontext_zone_of(call->conf),
+                               attempts[call->kind], 1);
+    }
 
     ngx_http_kontext_breaker_begin(call);
 
@@ -223,9 +232,15 @@ ngx_http_kontext_call_request(ngx_http_kontext_call_t *call,
         return NGX_ERROR;
     }
 
-    ngx_str_set(&type, "application/json");
+    if (call->kind == NGX_HTTP_KONTEXT_CALL_STORE) {
+        ngx_str_set(&type, "application/octet-stream");
 
-    if (ngx_http_kontext_call_push(sr, &content_type, &type,
+    } else {
+        ngx_str_set(&type, "application/json");
+    }
+
+    if (call->body.len
+        && ngx_http_kontext_call_push(sr, &content_type, &type,
                                    &sr->headers_in.content_type)
         != NGX_OK)
     {
@@ -255,13 +270,26 @@ ngx_http_kontext_call_request(ngx_http_kontext_call_t *call,
         }
     }
 
-    sr->method = NGX_HTTP_POST;
-    sr->method_name = ngx_http_kontext_post;
+    sr->method = call->method;
+    sr->method_name = *ngx_http_kontext_call_method(call->method);
+
+    ngx_http_set_ctx(sr, call, ngx_http_kontext_module);
+
+    cmcf = ngx_http_get_module_main_conf(sr, ngx_http_core_module);
+
+    sr->variables = ngx_pcalloc(sr->pool, cmcf->variables.nelts
+                                          * sizeof(ngx_http_variable_value_t));
 
     sr->request_body = ngx_pcalloc(sr->pool,
                                    sizeof(ngx_http_request_body_t));
-    if (sr->request_body == NULL) {
+
+    if (sr->variables == NULL || sr->request_body == NULL) {
         return NGX_ERROR;
+    }
+
+    if (call->body.len == 0) {
+        sr->headers_in.content_length_n = -1;
+        return NGX_OK;
     }
 
     b = ngx_calloc_buf(sr->pool);
@@ -285,17 +313,32 @@ ngx_http_kontext_call_request(ngx_http_kontext_call_t *call,
     sr->request_body->bufs->buf = b;
     sr->request_body->bufs->next = NULL;
 
-    cmcf = ngx_http_get_module_main_conf(sr, ngx_http_core_module);
-
-    sr->variables = ngx_pcalloc(sr->pool, cmcf->variables.nelts
-                                          * sizeof(ngx_http_variable_value_t));
-    if (sr->variables == NULL) {
-        return NGX_ERROR;
-    }
-
-    ngx_http_set_ctx(sr, call, ngx_http_kontext_module);
-
     return NGX_OK;
+}
+
+
+static ngx_str_t *
+ngx_http_kontext_call_method(ngx_uint_t method)
+{
+    static ngx_str_t  get = ngx_string("GET");
+    static ngx_str_t  put = ngx_string("PUT");
+    static ngx_str_t  post = ngx_string("POST");
+    static ngx_str_t  delete = ngx_string("DELETE");
+
+    switch (method) {
+
+    case NGX_HTTP_GET:
+        return &get;
+
+    case NGX_HTTP_PUT:
+        return &put;
+
+    case NGX_HTTP_DELETE:
+        return &delete;
+
+    default:
+        return &post;
+    }
 }
 
 
@@ -358,7 +401,7 @@ ngx_http_kontext_call_header(ngx_http_request_t *r,
 
     call->status = r->headers_out.status;
 
-    if (r->headers_out.content_length_n > KX_MAX_ANSWER) {
+    if (r->headers_out.content_length_n > (off_t) call->max) {
         ngx_http_kontext_call_abandon(call);
     }
 
@@ -386,14 +429,14 @@ ngx_http_kontext_call_body(ngx_http_request_t *r,
 
         if (len && call->sr == r && !call->overflow) {
 
-            if (len > KX_MAX_ANSWER - call->len) {
+            if (len > call->max - call->len) {
                 ngx_http_kontext_call_abandon(call);
                 len = 0;
             }
 
             if (len > call->size - call->len) {
                 size = ngx_max(call->size * 2, call->len + len);
-                size = ngx_min(ngx_max(size, 1024), KX_MAX_ANSWER);
+                size = ngx_min(ngx_max(size, 1024), call->max);
 
                 p = ngx_pnalloc(r->pool, size);
 
@@ -431,8 +474,8 @@ static void
 ngx_http_kontext_call_abandon(ngx_http_kontext_call_t *call)
 {
     ngx_log_error(NGX_LOG_INFO, call->request->connection->log, 0,
-                  "kontext: the ad server's answer to \"%V\" is larger than "
-                  "%d bytes", &call->uri, KX_MAX_ANSWER);
+                  "kontext: the answer to \"%V\" is larger than %uz bytes",
+                  &call->uri, call->max);
 
     call->overflow = 1;
 
@@ -634,6 +677,10 @@ void
 ngx_http_kontext_call_count(ngx_http_kontext_call_t *call,
     kx_call_outcome_e outcome)
 {
+    if (call->kind == NGX_HTTP_KONTEXT_CALL_STORE) {
+        return;
+    }
+
     ngx_http_kontext_count(ngx_http_kontext_zone_of(call->conf),
                            calls[call->kind][outcome], 1);
 }

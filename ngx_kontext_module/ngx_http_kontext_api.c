@@ -483,6 +483,9 @@ ngx_http_kontext_api_find(ngx_http_request_t *r, ngx_http_kontext_api_t *api)
 
     view->turn.conf = api->conf;
 
+    ngx_http_kontext_store_key(&view->turn, &api->token, &view->conversation,
+                               &view->user);
+
     api->ctx->turn = view->turn;
     api->ctx->user = view->user;
     api->ctx->conversation = view->conversation;
@@ -583,6 +586,8 @@ ngx_http_kontext_api_create(ngx_http_request_t *r,
 
     ngx_http_kontext_session_key(&turn, &api->token, &s.conversation_id,
                                  &s.user_id);
+    ngx_http_kontext_store_key(&turn, &api->token, &s.conversation_id,
+                               &s.user_id);
 
     rc = ngx_http_kontext_feed_open(&turn, &s.user_id, &s.conversation_id,
                                     api->view, &init, &created);
@@ -599,6 +604,9 @@ ngx_http_kontext_api_create(ngx_http_request_t *r,
 
     api->sid = api->view->sid;
     api->view->turn.conf = api->conf;
+
+    ngx_http_kontext_store_key(&api->view->turn, &api->token,
+                               &s.conversation_id, &s.user_id);
 
     api->ctx->turn = api->view->turn;
     api->ctx->user = s.user_id;
@@ -765,6 +773,8 @@ ngx_http_kontext_api_delete(ngx_http_request_t *r,
 
         (void) ngx_http_kontext_feed_close(api->zone, &api->sid,
                                            view->turn.key);
+
+        ngx_http_kontext_store_delete(r, &view->turn);
     }
 
     r->headers_out.status = NGX_HTTP_NO_CONTENT;

@@ -214,7 +214,11 @@ ngx_http_kontext_ask_init(ngx_http_kontext_call_t *call)
     pool.alloc = ngx_http_kontext_alloc;
     pool.data = call->request->pool;
 
-    ngx_http_kontext_session_init_answer(&ask->turn, &a, &pool);
+    if (ngx_http_kontext_session_init_answer(&ask->turn, &a, &pool)
+        == NGX_OK)
+    {
+        ngx_http_kontext_store_save(call->request, &ask->turn);
+    }
 
     if (a.failed) {
         ngx_http_kontext_report(call->request, &ask->turn, &ask->who,
@@ -269,6 +273,7 @@ ngx_http_kontext_ask_preload(ngx_http_kontext_call_t *call)
 
     if (rc == NGX_OK) {
         ngx_http_kontext_ask_tell(call, &a);
+        ngx_http_kontext_store_save(call->request, &ask->turn);
     }
 
     if (ctx == NULL) {

@@ -19,6 +19,9 @@ static char *ngx_http_kontext_breaker_param(ngx_conf_t *cf,
     kx_breaker_conf_t *breaker, ngx_str_t *value);
 static kx_breaker_conf_t *ngx_http_kontext_breaker_conf(
     ngx_http_kontext_loc_conf_t *klcf);
+static ngx_http_kontext_site_t *ngx_http_kontext_breaker_site(
+    ngx_http_kontext_call_t *call, kx_breaker_conf_t **conf,
+    ngx_uint_t *telling);
 static uint64_t ngx_http_kontext_breaker_key(ngx_http_kontext_site_t *site);
 static kx_breaker_t *ngx_http_kontext_breaker_find(
     ngx_http_kontext_zone_t *zone, ngx_http_kontext_main_conf_t *kmcf,
@@ -400,15 +403,51 @@ ngx_http_kontext_breaker_allows(ngx_http_kontext_loc_conf_t *klcf)
 }
 
 
+ngx_uint_t
+ngx_http_kontext_breaker_store(ngx_http_kontext_loc_conf_t *klcf)
+{
+    kx_breaker_e  rc;
+
+    rc = kx_breaker_admit(klcf->store_site->breaker, &klcf->store->breaker,
+                          ngx_http_kontext_now());
+
+    return rc == KX_BREAKER_PASS || rc == KX_BREAKER_PROBE;
+}
+
+
+/* telling: it is a call that says how its server is doing */
+
+static ngx_http_kontext_site_t *
+ngx_http_kontext_breaker_site(ngx_http_kontext_call_t *call,
+    kx_breaker_conf_t **conf, ngx_uint_t *telling)
+{
+    if (call->kind == NGX_HTTP_KONTEXT_CALL_STORE) {
+        *conf = &call->conf->store->breaker;
+        *telling = 1;
+
+        return call->conf->store_site;
+    }
+
+    *conf = ngx_http_kontext_breaker_conf(call->conf);
+    *telling = (call->kind == NGX_HTTP_KONTEXT_CALL_PRELOAD);
+
+    return call->conf->site;
+}
+
+
 void
 ngx_http_kontext_breaker_begin(ngx_http_kontext_call_t *call)
 {
+    ngx_uint_t                telling;
+    kx_breaker_conf_t        *conf;
+    ngx_http_kontext_site_t  *site;
+
+    site = ngx_http_kontext_breaker_site(call, &conf, &telling);
+
     call->begun = ngx_http_kontext_now();
     call->counted = 1;
 
-    kx_breaker_begin(call->conf->site->breaker,
-                     call->kind == NGX_HTTP_KONTEXT_CALL_PRELOAD,
-                     call->begun);
+    kx_breaker_begin(site->breaker, telling, call->begun);
 }
 
 
@@ -416,15 +455,19 @@ void
 ngx_http_kontext_breaker_end(ngx_http_kontext_call_t *call,
     kx_breaker_end_e end)
 {
+    ngx_uint_t                telling;
+    kx_breaker_conf_t        *conf;
+    ngx_http_kontext_site_t  *site;
+
     if (!call->counted) {
         return;
     }
 
     call->counted = 0;
 
-    kx_breaker_end(call->conf->site->breaker,
-                   ngx_http_kontext_breaker_conf(call->conf),
-                   call->kind == NGX_HTTP_KONTEXT_CALL_PRELOAD, call->begun,
+    site = ngx_http_kontext_breaker_site(call, &conf, &telling);
+
+    kx_breaker_end(site->breaker, conf, telling, call->begun,
                    ngx_http_kontext_now(), end);
 }
 
@@ -433,16 +476,19 @@ void
 ngx_http_kontext_breaker_status(ngx_http_kontext_site_t *site,
     kx_status_breaker_t *s)
 {
-    uint64_t       now;
-    kx_breaker_t  *b;
+    uint64_t            now;
+    kx_breaker_t       *b;
+    kx_breaker_conf_t  *conf;
 
     b = site->breaker;
     now = ngx_http_kontext_now();
 
-    s->state = kx_breaker_state(b, ngx_http_kontext_breaker_conf(site->conf),
-                                now);
+    conf = site->store ? &site->conf->store->breaker
+                       : ngx_http_kontext_breaker_conf(site->conf);
+
+    s->state = kx_breaker_state(b, conf, now);
     s->calls = kx_breaker_calls(b, now);
-    s->max_calls = site->conf->breaker.max_calls;
+    s->max_calls = conf->max_calls;
     s->opened = b->opened;
     s->refused = b->refused;
     s->busy = b->busy;

@@ -95,7 +95,7 @@ ngx_http_kontext_header_filter(ngx_http_request_t *r)
 
     ctx = ngx_http_kontext_get_ctx(r);
 
-    if (ctx == NULL || !ctx->body_done || ctx->header_seen
+    if (ctx == NULL || !ctx->body_done || ctx->header_seen || ctx->identify
         || ctx->status == NGX_HTTP_KONTEXT_BYPASS)
     {
         return ngx_http_next_header_filter(r);

@@ -152,7 +152,7 @@ ngx_http_kontext_hold_over(ngx_http_kontext_ctx_t *ctx)
             break;
         }
 
-    } else if (ctx->ask == NULL) {
+    } else if (ctx->ask == NULL && ctx->fetch == NULL) {
         return 1;
     }
 

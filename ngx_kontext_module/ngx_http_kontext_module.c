@@ -11,6 +11,7 @@
 typedef struct {
     ngx_http_core_srv_conf_t  *server;
     ngx_str_t                  prefix;
+    ngx_str_t                  store;      /* empty: there is none */
 } ngx_http_kontext_location_t;
 
 
@@ -63,6 +64,8 @@ static ngx_int_t ngx_http_kontext_preconfiguration(ngx_conf_t *cf);
 static ngx_int_t ngx_http_kontext_postconfiguration(ngx_conf_t *cf);
 static ngx_int_t ngx_http_kontext_init_process(ngx_cycle_t *cycle);
 static void ngx_http_kontext_exit_process(ngx_cycle_t *cycle);
+static ngx_int_t ngx_http_kontext_is_internal(
+    ngx_http_core_srv_conf_t *server, ngx_str_t *uri);
 static ngx_int_t ngx_http_kontext_check_location(ngx_conf_t *cf,
     ngx_http_kontext_location_t *location);
 static ngx_http_core_loc_conf_t *ngx_http_kontext_find_location(
@@ -240,6 +243,13 @@ static ngx_command_t  ngx_http_kontext_commands[] = {
     { ngx_string("kontext_ad_server"),
       NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF|NGX_CONF_TAKE1,
       ngx_http_kontext_ad_server,
+      NGX_HTTP_LOC_CONF_OFFSET,
+      0,
+      NULL },
+
+    { ngx_string("kontext_store"),
+      NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF|NGX_CONF_TAKE123,
+      ngx_http_kontext_store,
       NGX_HTTP_LOC_CONF_OFFSET,
       0,
       NULL },
@@ -498,14 +508,17 @@ ngx_http_kontext_enable(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
         || (value->len == 1 && value->data[0] == '0')
         || value->len == 0
         || (value->len == 10
-            && ngx_strncmp(value->data, "track_only", 10) == 0))
+            && ngx_strncmp(value->data, "track_only", 10) == 0)
+        || (value->len == 8
+            && ngx_strncmp(value->data, "identify", 8) == 0))
     {
         return NGX_CONF_OK;
     }
 
     ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
                        "invalid value \"%V\" in \"kontext\", it must be "
-                       "\"on\", \"off\", \"track_only\" or a variable",
+                       "\"on\", \"off\", \"track_only\", \"identify\" or a "
+                       "variable",
                        value);
 
     return NGX_CONF_ERROR;
@@ -1187,6 +1200,7 @@ ngx_http_kontext_create_loc_conf(ngx_conf_t *cf)
      */
 
     klcf->enable = NGX_CONF_UNSET_PTR;
+    klcf->store = NGX_CONF_UNSET_PTR;
     klcf->token = NGX_CONF_UNSET_PTR;
     klcf->user_id = NGX_CONF_UNSET_PTR;
     klcf->conversation_id = NGX_CONF_UNSET_PTR;
@@ -1235,6 +1249,7 @@ ngx_http_kontext_merge_loc_conf(ngx_conf_t *cf, void *parent, void *child)
     conf->main = kmcf;
 
     ngx_conf_merge_ptr_value(conf->enable, prev->enable, NULL);
+    ngx_conf_merge_ptr_value(conf->store, prev->store, NULL);
     ngx_conf_merge_ptr_value(conf->token, prev->token, NULL);
     ngx_conf_merge_ptr_value(conf->user_id, prev->user_id, NULL);
     ngx_conf_merge_ptr_value(conf->conversation_id, prev->conversation_id,
@@ -1308,6 +1323,14 @@ ngx_http_kontext_merge_loc_conf(ngx_conf_t *cf, void *parent, void *child)
         return NGX_CONF_OK;
     }
 
+    if (!conf->api && conf->enable->lengths == NULL && value->len == 8) {
+
+        /* "identify" asks nobody for anything */
+
+        kmcf->used = 1;
+        return NGX_CONF_OK;
+    }
+
     if (conf->token == NULL
         || (conf->token->lengths == NULL && conf->token->value.len == 0))
     {
@@ -1355,12 +1378,26 @@ ngx_http_kontext_merge_loc_conf(ngx_conf_t *cf, void *parent, void *child)
         conf->site->conf = conf;
     }
 
+    if (conf->store) {
+        conf->store_site = ngx_http_kontext_site(cf, kmcf, &conf->store->uri);
+        if (conf->store_site == NULL) {
+            return NGX_CONF_ERROR;
+        }
+
+        if (conf->store_site->conf == NULL) {
+            conf->store_site->conf = conf;
+            conf->store_site->store = 1;
+        }
+    }
+
     kmcf->used = 1;
     kmcf->api |= conf->api;
 
     /* what only comes from above was checked there, or may be of no use */
 
-    if (conf->enable == prev->enable && !conf->api) {
+    if (conf->enable == prev->enable && conf->store == prev->store
+        && !conf->api)
+    {
         return NGX_CONF_OK;
     }
 
@@ -1372,6 +1409,13 @@ ngx_http_kontext_merge_loc_conf(ngx_conf_t *cf, void *parent, void *child)
     location->server = ngx_http_conf_get_module_srv_conf(cf,
                                                         ngx_http_core_module);
     location->prefix = conf->ad_server;
+
+    if (conf->store) {
+        location->store = conf->store->uri;
+
+    } else {
+        ngx_str_null(&location->store);
+    }
 
     return NGX_CONF_OK;
 }
@@ -1518,16 +1562,7 @@ static ngx_int_t
 ngx_http_kontext_check_location(ngx_conf_t *cf,
     ngx_http_kontext_location_t *location)
 {
-    ngx_str_t                  uri;
-    ngx_http_core_loc_conf_t  *clcf, *found;
-
-    clcf = location->server->ctx->loc_conf[ngx_http_core_module.ctx_index];
-
-#if (NGX_PCRE)
-    if (clcf->regex_locations) {
-        return NGX_OK;
-    }
-#endif
+    ngx_str_t  uri;
 
     uri.len = location->prefix.len + sizeof("/preload") - 1;
     uri.data = ngx_pnalloc(cf->temp_pool, uri.len);
@@ -1539,10 +1574,56 @@ ngx_http_kontext_check_location(ngx_conf_t *cf,
                           location->prefix.len),
                "/preload", sizeof("/preload") - 1);
 
+    if (ngx_http_kontext_is_internal(location->server, &uri) != NGX_OK) {
+        ngx_log_error(NGX_LOG_EMERG, cf->log, 0,
+                      "\"kontext\" is on in server \"%V\" in %s:%ui which has "
+                      "no internal location \"%V/\" for the ad server, write "
+                      "\"include kontext_ad_server.conf;\" in this server or "
+                      "name your own internal location with "
+                      "\"kontext_ad_server\"",
+                      &location->server->server_name,
+                      location->server->file_name, location->server->line,
+                      &location->prefix);
+        return NGX_ERROR;
+    }
+
+    if (location->store.len
+        && ngx_http_kontext_is_internal(location->server, &location->store)
+           != NGX_OK)
+    {
+        ngx_log_error(NGX_LOG_EMERG, cf->log, 0,
+                      "\"kontext_store %V\" is used in server \"%V\" in "
+                      "%s:%ui which has no internal location \"%V\", write "
+                      "\"location = %V { internal; ... }\" in this server",
+                      &location->store, &location->server->server_name,
+                      location->server->file_name, location->server->line,
+                      &location->store, &location->store);
+        return NGX_ERROR;
+    }
+
+    return NGX_OK;
+}
+
+
+static ngx_int_t
+ngx_http_kontext_is_internal(ngx_http_core_srv_conf_t *server, ngx_str_t *uri)
+{
+    ngx_str_t                  name;
+    ngx_http_core_loc_conf_t  *clcf, *found;
+
+    clcf = server->ctx->loc_conf[ngx_http_core_module.ctx_index];
+
+#if (NGX_PCRE)
+    if (clcf->regex_locations) {
+        return NGX_OK;
+    }
+#endif
+
     found = NULL;
+    name = *uri;
 
     do {
-        clcf = ngx_http_kontext_find_location(clcf->static_locations, &uri);
+        clcf = ngx_http_kontext_find_location(clcf->static_locations, &name);
 
         if (clcf) {
             found = clcf;
@@ -1550,20 +1631,7 @@ ngx_http_kontext_check_location(ngx_conf_t *cf,
 
     } while (clcf && clcf->static_locations);
 
-    if (found && found->internal) {
-        return NGX_OK;
-    }
-
-    ngx_log_error(NGX_LOG_EMERG, cf->log, 0,
-                  "\"kontext\" is on in server \"%V\" in %s:%ui which has no "
-                  "internal location \"%V/\" for the ad server, write "
-                  "\"include kontext_ad_server.conf;\" in this server or name "
-                  "your own internal location with \"kontext_ad_server\"",
-                  &location->server->server_name,
-                  location->server->file_name, location->server->line,
-                  &location->prefix);
-
-    return NGX_ERROR;
+    return (found && found->internal) ? NGX_OK : NGX_DECLINED;
 }
 
 

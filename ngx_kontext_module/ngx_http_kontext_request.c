@@ -13,7 +13,8 @@
 typedef enum {
     NGX_HTTP_KONTEXT_MODE_OFF = 0,
     NGX_HTTP_KONTEXT_MODE_ON,
-    NGX_HTTP_KONTEXT_MODE_TRACK
+    NGX_HTTP_KONTEXT_MODE_TRACK,
+    NGX_HTTP_KONTEXT_MODE_IDENTIFY
 } ngx_http_kontext_mode_e;
 
 
@@ -36,6 +37,7 @@ static ngx_int_t ngx_http_kontext_identify(ngx_http_kontext_ctx_t *ctx);
 static ngx_int_t ngx_http_kontext_identity(ngx_http_request_t *r,
     ngx_http_complex_value_t *cv, ngx_str_t *header, ngx_str_t *value);
 static ngx_int_t ngx_http_kontext_weak_user(ngx_http_kontext_ctx_t *ctx);
+static void *ngx_http_kontext_scratch_alloc(void *data, size_t size);
 
 
 static ngx_str_t  ngx_http_kontext_user_header =
@@ -129,6 +131,7 @@ ngx_http_kontext_handler(ngx_http_request_t *r)
     }
 
     ctx->track_only = (mode == NGX_HTTP_KONTEXT_MODE_TRACK);
+    ctx->identify = (mode == NGX_HTTP_KONTEXT_MODE_IDENTIFY);
 
     reason = ngx_http_kontext_check_request(r, klcf);
 
@@ -168,6 +171,11 @@ ngx_http_kontext_mode(ngx_http_request_t *r,
                && ngx_strncmp(value.data, "track_only", 10) == 0)
     {
         *mode = NGX_HTTP_KONTEXT_MODE_TRACK;
+
+    } else if (value.len == 8
+               && ngx_strncmp(value.data, "identify", 8) == 0)
+    {
+        *mode = NGX_HTTP_KONTEXT_MODE_IDENTIFY;
     }
 
     return NGX_OK;
@@ -360,6 +368,21 @@ ngx_http_kontext_body_handler(ngx_http_request_t *r)
 
     ngx_http_kontext_choose(ctx);
 
+    if (ctx->identify) {
+
+        /* whoever is to have the request depends on what it says */
+
+        ngx_http_kontext_analyse(ctx);
+
+        ctx->ended = 1;
+
+        r->preserve_body = 1;
+        r->write_event_handler = ngx_http_core_run_phases;
+
+        ngx_http_core_run_phases(r);
+        return;
+    }
+
     if (ctx->conf->inject == NGX_HTTP_KONTEXT_INJECT_TEXT) {
 
         /* this one does come before the first token: the model must not see
@@ -542,6 +565,8 @@ ngx_http_kontext_analyse(ngx_http_kontext_ctx_t *ctx)
     pool = NULL;
 
     if (reason == KX_REASON_NONE) {
+        ctx->scratched = space.data ? body.len : 0;
+
         pool = ngx_create_pool(NGX_HTTP_KONTEXT_SCRATCH_POOL,
                                r->connection->log);
         if (pool == NULL) {
@@ -550,13 +575,23 @@ ngx_http_kontext_analyse(ngx_http_kontext_ctx_t *ctx)
     }
 
     if (reason == KX_REASON_NONE) {
-        scratch.alloc = ngx_http_kontext_alloc;
-        scratch.data = pool;
+        ctx->scratch = pool;
+
+        scratch.alloc = ngx_http_kontext_scratch_alloc;
+        scratch.data = ctx;
 
         reason = ngx_http_kontext_understand(ctx, &body, &scratch);
     }
 
-    if (reason == KX_REASON_NONE && ctx->ended) {
+    if (ctx->identify) {
+
+        /* that is all */
+
+        if (reason == KX_REASON_NO_TOKEN) {
+            reason = KX_REASON_NONE;
+        }
+
+    } else if (reason == KX_REASON_NONE && ctx->ended) {
 
         /* the answer was there before anything could be asked */
 
@@ -566,14 +601,23 @@ ngx_http_kontext_analyse(ngx_http_kontext_ctx_t *ctx)
         reason = ngx_http_kontext_turn(ctx, pool);
     }
 
-    ngx_http_kontext_release_body(ctx, &space);
+    if (ctx->fetch) {
 
-    if (pool) {
-        ngx_destroy_pool(pool);
+        /* they are needed until the store has answered */
+
+        ctx->fetch->space = space;
+
+    } else {
+        ngx_http_kontext_release_body(ctx, &space);
+
+        if (pool) {
+            ngx_destroy_pool(pool);
+        }
     }
 
     /* nothing may look into the body any more */
 
+    ctx->scratch = NULL;
     ctx->cv.scratch = NULL;
     ctx->cv.memos = NULL;
     ctx->cv.kept = NULL;
@@ -809,6 +853,8 @@ ngx_http_kontext_understand(ngx_http_kontext_ctx_t *ctx, ngx_str_t *body,
 
     ngx_http_kontext_session_key(&ctx->turn, &ctx->token, &ctx->conversation,
                                  &ctx->user);
+    ngx_http_kontext_store_key(&ctx->turn, &ctx->token, &ctx->conversation,
+                               &ctx->user);
 
     return KX_REASON_NONE;
 }
@@ -957,21 +1003,25 @@ ngx_http_kontext_identity(ngx_http_request_t *r, ngx_http_complex_value_t *cv,
 
 /*
  * Nothing names the user: the credential and the address stand for it, behind
- * a keyed hash.  It does not outlive the zone, and users who share both are
- * one.
+ * a keyed hash.  It does not outlive the zone, unless nodes have a secret in
+ * common, and users who share both are one.
  */
 
 static ngx_int_t
 ngx_http_kontext_weak_user(ngx_http_kontext_ctx_t *ctx)
 {
-    u_char               digest[KX_ID_LEN];
-    kx_sip_t             sip;
-    ngx_str_t           *name, value;
-    ngx_http_request_t  *r;
+    u_char                          digest[KX_ID_LEN];
+    kx_sip_t                        sip;
+    ngx_str_t                      *name, value;
+    ngx_http_request_t             *r;
+    ngx_http_kontext_store_conf_t  *store;
 
     r = ctx->request;
+    store = ctx->conf->store;
 
-    kx_sip_init(&sip, ngx_http_kontext_zone_key(r), 1);
+    kx_sip_init(&sip, (store && store->words.len)
+                      ? store->secret + KX_SIP_KEY_LEN
+                      : ngx_http_kontext_zone_key(r), 1);
     kx_sip_field(&sip, "weak user", 9);
 
     for (name = ngx_http_kontext_credentials; name->len; name++) {
@@ -1000,4 +1050,17 @@ void *
 ngx_http_kontext_alloc(void *data, size_t size)
 {
     return ngx_palloc(data, size);
+}
+
+
+/* as much is kept while the store is asked, which is bounded */
+
+static void *
+ngx_http_kontext_scratch_alloc(void *data, size_t size)
+{
+    ngx_http_kontext_ctx_t *ctx = data;
+
+    ctx->scratched += size;
+
+    return ngx_palloc(ctx->scratch, size);
 }

@@ -11,6 +11,8 @@
 
 static void ngx_http_kontext_session_read(ngx_http_kontext_turn_t *turn,
     kx_session_t *ks, ngx_http_kontext_session_t *s);
+static ngx_int_t ngx_http_kontext_session_merge(ngx_http_kontext_turn_t *turn,
+    kx_session_t *ks, kx_record_t *record);
 static ngx_uint_t ngx_http_kontext_session_events(
     ngx_http_kontext_turn_t *turn, kx_preload_answer_t *a, kx_pool_t *pool,
     kx_str_t *events);
@@ -49,8 +51,8 @@ ngx_http_kontext_session_key(ngx_http_kontext_turn_t *turn, ngx_str_t *token,
 
 ngx_int_t
 ngx_http_kontext_session_turn(ngx_http_kontext_turn_t *turn, u_char *message,
-    ngx_uint_t track_only, ngx_http_kontext_session_t *s,
-    ngx_atomic_uint_t *turns)
+    ngx_uint_t index, ngx_uint_t track_only, kx_record_t *record,
+    ngx_http_kontext_session_t *s, ngx_atomic_uint_t *turns)
 {
     uint32_t                  revision;
     uint64_t                  now, wall;
@@ -77,8 +79,18 @@ ngx_http_kontext_session_turn(ngx_http_kontext_turn_t *turn, u_char *message,
 
     kx_session_table_change(table, ks);
 
+    if (record
+        && ngx_http_kontext_session_merge(turn, ks, record) != NGX_OK)
+    {
+        /* this turn takes the conversation over, and is the newer one */
+
+        ks->turn_wall = ngx_max(ks->turn_wall, kx_record_clock(record));
+    }
+
     s->turn = kx_session_turn(ks, message, track_only, now, wall,
                               NGX_HTTP_KONTEXT_CALLS_TIMEOUT);
+
+    ks->index = ngx_min(index, 0xffff);
 
     s->init = s->turn != KX_TURN_DISABLED
               && kx_session_init_claim(ks, now,
@@ -115,6 +127,101 @@ ngx_http_kontext_session_turn(ngx_http_kontext_turn_t *turn, u_char *message,
     *turns = ngx_http_kontext_touch(zone, turn->key);
 
     return NGX_OK;
+}
+
+
+/*
+ * Between kx_session_table_change() and ..._changed().  NGX_DECLINED: the
+ * other nodes know another user's.
+ */
+
+static ngx_int_t
+ngx_http_kontext_session_merge(ngx_http_kontext_turn_t *turn,
+    kx_session_t *ks, kx_record_t *record)
+{
+    kx_record_t  own;
+
+    kx_record_take(&own, ks, turn->store_user);
+    kx_record_merge(record, &own);
+
+    if (record->user != turn->store_user) {
+        return NGX_DECLINED;
+    }
+
+    kx_record_give(ks, record);
+
+    return NGX_OK;
+}
+
+
+ngx_uint_t
+ngx_http_kontext_session_due(ngx_http_kontext_turn_t *turn, u_char *message,
+    uint32_t *seq)
+{
+    ngx_uint_t     due, taken;
+    kx_session_t  *ks;
+
+    ks = ngx_http_kontext_session_lock(turn, &taken);
+
+    due = kx_record_due(ks, message, ngx_http_kontext_now());
+    *seq = ks ? ks->seq : 0;
+
+    ngx_http_kontext_zone_leave(turn->zone);
+
+    return due;
+}
+
+
+ngx_uint_t
+ngx_http_kontext_session_passed(ngx_http_kontext_turn_t *turn,
+    u_char *message, uint32_t seq)
+{
+    ngx_uint_t     passed, taken;
+    kx_session_t  *ks;
+
+    ks = ngx_http_kontext_session_lock(turn, &taken);
+
+    passed = ks && ks->seq != seq
+             && ngx_memcmp(ks->user_message, message, KX_ID_LEN) != 0;
+
+    ngx_http_kontext_zone_leave(turn->zone);
+
+    return passed;
+}
+
+
+ngx_int_t
+ngx_http_kontext_session_share(ngx_http_kontext_turn_t *turn,
+    kx_record_t *record, ngx_uint_t known)
+{
+    ngx_int_t            rc;
+    ngx_uint_t           taken;
+    kx_session_t        *ks;
+    kx_session_table_t  *table;
+
+    table = turn->zone->table;
+
+    rc = NGX_DECLINED;
+
+    ks = ngx_http_kontext_session_lock(turn, &taken);
+
+    if (ks && known) {
+        kx_session_table_change(table, ks);
+        rc = ngx_http_kontext_session_merge(turn, ks, record);
+        kx_session_table_changed(table, ks);
+
+    } else if (ks) {
+        kx_record_take(record, ks, turn->store_user);
+        rc = NGX_OK;
+    }
+
+    ngx_http_kontext_zone_leave(turn->zone);
+
+    if (ks && known) {
+        (void) ngx_http_kontext_touch(turn->zone, turn->key);
+    }
+
+    return rc;
 }
 
 
@@ -247,11 +354,12 @@ ngx_http_kontext_session_events(ngx_http_kontext_turn_t *turn,
 }
 
 
-void
+ngx_int_t
 ngx_http_kontext_session_init_answer(ngx_http_kontext_turn_t *turn,
     kx_init_answer_t *a, kx_pool_t *pool)
 {
     kx_str_t       event;
+    ngx_int_t      rc;
     ngx_uint_t     taken;
     kx_session_t  *ks;
 
@@ -260,16 +368,24 @@ ngx_http_kontext_session_init_answer(ngx_http_kontext_turn_t *turn,
 
     ks = ngx_http_kontext_session_lock(turn, &taken);
 
+    rc = NGX_DECLINED;
+
     if (ks) {
         kx_feed_init_answer(turn->zone->table, ks, turn->init_seq, a, &event);
 
         turn->no_errors = ks->no_errors;
         turn->debug = ks->debug;
+
+        if (ks->turn != KX_TURN_PENDING) {
+            rc = NGX_OK;
+        }
     }
 
     ngx_http_kontext_zone_leave(turn->zone);
 
     (void) ngx_http_kontext_touch(turn->zone, turn->key);
+
+    return rc;
 }
 
 

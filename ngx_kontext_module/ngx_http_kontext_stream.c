@@ -39,6 +39,7 @@ ngx_http_kontext_check_superseded(ngx_http_kontext_ctx_t *ctx)
     if ((ctx->status == NGX_HTTP_KONTEXT_PENDING
          || ctx->status == NGX_HTTP_KONTEXT_FILLED)
         && ctx->reason == KX_REASON_NONE
+        && ctx->fetch == NULL
         && ngx_http_kontext_session_turned(&ctx->turn, &ctx->turns)
         && ngx_http_kontext_session_look(&ctx->turn, NULL) == NGX_DECLINED)
     {

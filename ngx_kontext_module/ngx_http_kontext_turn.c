@@ -9,6 +9,8 @@
 #include "ngx_http_kontext.h"
 
 
+static kx_reason_e ngx_http_kontext_turn_start(ngx_http_kontext_ctx_t *ctx,
+    ngx_http_kontext_fetch_t *fetch);
 static kx_reason_e ngx_http_kontext_turn_request(ngx_http_kontext_ctx_t *ctx,
     ngx_http_kontext_session_t *s, kx_ad_request_t *ar);
 static void ngx_http_kontext_turn_drop(ngx_http_kontext_ctx_t *ctx,
@@ -20,7 +22,82 @@ static void ngx_http_kontext_set_session(ngx_http_kontext_ctx_t *ctx,
 kx_reason_e
 ngx_http_kontext_turn(ngx_http_kontext_ctx_t *ctx, ngx_pool_t *pool)
 {
-    u_char                       digest[KX_ID_LEN];
+    ngx_http_kontext_fetch_t  *fetch;
+
+    fetch = ngx_pcalloc(pool, sizeof(ngx_http_kontext_fetch_t));
+    if (fetch == NULL) {
+        return KX_REASON_NO_MEMORY;
+    }
+
+    fetch->pool = pool;
+    fetch->messages = ngx_palloc(pool,
+                                 KX_MAX_MESSAGES * sizeof(kx_message_t));
+    if (fetch->messages == NULL) {
+        return KX_REASON_NO_MEMORY;
+    }
+
+    fetch->n = kx_conversation_messages(&ctx->cv, &ctx->conversation,
+                                        fetch->messages, fetch->digest);
+
+    if (fetch->n == 0) {
+        return KX_REASON_NO_MEMORY;
+    }
+
+    if (ctx->turn.shared
+        && ngx_http_kontext_session_due(&ctx->turn, fetch->digest,
+                                        &fetch->seq)
+        && ngx_http_kontext_store_fetch(ctx, fetch) == NGX_OK)
+    {
+        ctx->status = NGX_HTTP_KONTEXT_PENDING;
+        return KX_REASON_NONE;
+    }
+
+    return ngx_http_kontext_turn_start(ctx, fetch);
+}
+
+
+void
+ngx_http_kontext_turn_resume(ngx_http_kontext_ctx_t *ctx)
+{
+    kx_reason_e                reason;
+    ngx_http_kontext_fetch_t  *fetch;
+
+    fetch = ctx->fetch;
+
+    /* what was asked for later may be answered earlier */
+
+    if (ngx_http_kontext_session_passed(&ctx->turn, fetch->digest,
+                                        fetch->seq))
+    {
+        ngx_http_kontext_store_leave(ctx);
+        ngx_http_kontext_superseded(ctx);
+        return;
+    }
+
+    ctx->status = NGX_HTTP_KONTEXT_OFF;
+
+    /* what is found out of its messages is good for the next request, too */
+
+    ctx->cv.memos = ctx->conf->main->memos;
+
+    reason = ngx_http_kontext_turn_start(ctx, fetch);
+
+    ctx->cv.memos = NULL;
+
+    ngx_http_kontext_store_leave(ctx);
+
+    if (reason != KX_REASON_NONE) {
+        ngx_http_kontext_bypass(ctx, reason);
+    }
+
+    ngx_http_kontext_hold_wake(ctx);
+}
+
+
+static kx_reason_e
+ngx_http_kontext_turn_start(ngx_http_kontext_ctx_t *ctx,
+    ngx_http_kontext_fetch_t *fetch)
+{
     unsigned                     i, n;
     ngx_msec_t                   timeout;
     ngx_uint_t                   probe;
@@ -31,21 +108,13 @@ ngx_http_kontext_turn(ngx_http_kontext_ctx_t *ctx, ngx_pool_t *pool)
     ngx_http_kontext_session_t   s;
 
     r = ctx->request;
+    n = fetch->n;
+    messages = fetch->messages;
 
-    messages = ngx_palloc(pool, KX_MAX_MESSAGES * sizeof(kx_message_t));
-    if (messages == NULL) {
-        return KX_REASON_NO_MEMORY;
-    }
-
-    n = kx_conversation_messages(&ctx->cv, &ctx->conversation, messages,
-                                 digest);
-
-    if (n == 0) {
-        return KX_REASON_NO_MEMORY;
-    }
-
-    if (ngx_http_kontext_session_turn(&ctx->turn, digest, ctx->track_only, &s,
-                                   &ctx->turns)
+    if (ngx_http_kontext_session_turn(&ctx->turn, fetch->digest,
+                                      ctx->cv.nhashes, ctx->track_only,
+                                      fetch->found ? &fetch->record : NULL,
+                                      &s, &ctx->turns)
         != NGX_OK)
     {
         return KX_REASON_NO_SESSION;
@@ -79,7 +148,7 @@ ngx_http_kontext_turn(ngx_http_kontext_ctx_t *ctx, ngx_pool_t *pool)
         ar.nmessages = n;
 
         if (ar.consent == KX_CONSENT_ANONYMOUS
-            && ngx_http_kontext_anonymise(&ar, pool) != NGX_OK)
+            && ngx_http_kontext_anonymise(&ar, fetch->pool) != NGX_OK)
         {
             reason = KX_REASON_NO_MEMORY;
         }
@@ -344,6 +413,10 @@ ngx_http_kontext_end(ngx_http_kontext_ctx_t *ctx)
         } else {
             ngx_http_kontext_refuse(ctx, KX_REASON_LATE);
         }
+    }
+
+    if (ctx->fetch) {
+        ngx_http_kontext_store_leave(ctx);
     }
 
     if (ctx->ask) {

@@ -447,7 +447,7 @@ kontext_preload_timeout 5;
 === kontext: a word it does not know
 --- bad: kontext_label x; } location /other { kontext yes;
 --- says
-invalid value "yes" in "kontext", it must be "on", "off", "track_only" or a variable
+invalid value "yes" in "kontext", it must be "on", "off", "track_only", "identify" or a variable
 
 
 === kontext: nothing

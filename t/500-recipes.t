@@ -12,6 +12,7 @@ use File::Temp ();
 use Kontext::Test;
 
 use ChatSite ();
+use Nodes ();
 use Recipe ();
 
 my $SAMPLES = ($ENV{KONTEXT_SHARED} || "$FindBin::Bin/../../shared")
@@ -681,6 +682,111 @@ SKIP: {
     is($res->status, 404, 'the session API: not for another user');
     unlike($site->nginx->read_file('logs/event.log'), qr/\Q$id\E/,
            'the session API: its ids are not logged');
+    $site->stop_ok;
+}
+
+
+# several nodes: a store for them, or a balancer that knows the conversation
+
+SKIP: {
+    my $missing = Nodes::missing();
+
+    $seen{'store-memcached'} = 1;
+    skip($missing, 6) if $missing;
+
+    my $nodes = Nodes->new(nodes => 0);
+    my $memcached = $nodes->memcached;
+    my $site = recipe('store-memcached', modules => $nodes->modules,
+                      backends => { '127.0.0.1:11211' => $memcached,
+                                    '127.0.0.1:11212' => $memcached },
+                      edit => sub {
+                          s{^server \{\n}{$&    location = /status { kontext_status; }\n}m;
+                      });
+    my $turn = $site->turn(headers => \%WHO);
+
+    member_ok($turn, 'a store');
+
+    my $n;
+
+    wait_until('a record', sub {
+        $n = $site->nginx->client->get('/status')->read_response
+                  ->json->{records};
+        return $n->{saved};
+    });
+
+    is($n->{missing}, 1, 'a store: it was asked');
+    like($nodes->store_says("stats items\r\n"), qr/^STAT items/,
+         'a store: there is something in it');
+    is($n->{save_failed} + $n->{fetch_failed}, 0, 'a store: nothing fails');
+    $site->stop_ok;
+}
+
+{
+    my @nodes = map { Kontext::Mock->new(name => "node $_") } 0 .. 2;
+    my $site = recipe('hash-balancer', backends => {
+        map { ('127.0.0.1:800' . $_ => $nodes[$_]) } 0 .. 2 });
+    my %where;
+    my $gone = -1;
+
+    my $send = sub {
+        my ($conversation, $name, %args) = @_;
+        my $c = $site->ask(%args, headers => {
+            'X-Conversation-Id' => $conversation })->{client};
+        my $found;
+
+        wait_until("$name: a node", sub {
+            ($found) = grep { my @all = $nodes[$_]->requests(qr/.*/);
+                              @all > ($where{"n$_"} // 0) }
+                            grep { $_ != $gone } 0 .. 2;
+            return defined $found;
+        });
+
+        my $request;
+
+        $request = $nodes[$found]->wait_request
+            for ($where{"n$found"} // 0) .. $where{"n$found"} // 0;
+
+        $where{"n$found"}++;
+        $request->respond(200, ChatSite::answer_of('Light ones.'), @SSE);
+        is($c->read_response->body, ChatSite::answer_of('Light ones.'),
+           "$name: the node's answer");
+
+        return $found;
+    };
+
+    my (%node, %used);
+
+    foreach my $turn (1 .. 2) {
+        foreach my $n (1 .. 12) {
+            my $on = $send->("c-$n", "balancer, conversation $n");
+
+            $used{$on}++;
+            is($on, $node{$n} // $on, "balancer, conversation $n: as before");
+            $node{$n} = $on;
+        }
+    }
+
+    is(keys %used, 3, 'balancer: each node has some');
+
+    # a conversation that only its messages tell
+
+    my @on = map { $send->('', "balancer, turn $_", body => chat(
+        ('How is it?', 'So.', 'And now?')[0 .. 2 * $_ - 2])) } 1, 2;
+
+    is($on[1], $on[0], 'balancer: a conversation without a name');
+
+    # a node leaves: the others keep theirs
+
+    $gone = $node{1};
+    $nodes[$gone]->stop;
+
+    foreach my $n (1 .. 12) {
+        my $on = $send->("c-$n", "balancer, without a node, $n");
+
+        is($on, $node{$n}, "balancer: conversation $n stays")
+            if $node{$n} != $gone;
+    }
+
     $site->stop_ok;
 }
 

@@ -105,6 +105,27 @@ my $nginx = Kontext::Nginx->new(
             proxy_pass http://127.0.0.1:@port@/backend/;
         }
 
+        # what nodes would share, in files
+
+        location = /_store {
+            internal;
+            proxy_pass http://127.0.0.1:@port@/kept/$arg_key;
+        }
+
+        location /kept/ {
+            root @dir@/html;
+            dav_methods PUT DELETE;
+            create_full_put_path on;
+            log_not_found off;
+        }
+
+        location /stored/ {
+            kontext on;
+            kontext_store /_store;
+            client_body_buffer_size 1k;
+            proxy_pass http://127.0.0.1:@port@/backend/;
+        }
+
         location /text/ {
             kontext on;
             kontext_inject text;
@@ -129,6 +150,7 @@ my $nginx = Kontext::Nginx->new(
 
         location /api/ {
             kontext_api;
+            kontext_store /_store;
             kontext_api_origin https://app.example.com;
         }
 
@@ -481,6 +503,8 @@ sub chat_faults {
                                      'User-Agent' => 'Mozilla/5.0 (X11; Linux)',
                                      'Accept-Language' => 'de-DE,de;q=0.7');
 
+        settled() if $args{stored};
+
         return 'broken' if !defined $status || $status =~ /\A5/;
         return "status $status" if $status != 200;
         return if $got eq $plain || same($got) eq ($ad // '');
@@ -511,8 +535,20 @@ sub chat_faults {
                : same($got) ne ($ad // '') ? 'no ad' : '';
     };
 
+    # one before is in the store, and the session
+
+    my $before = sub {
+        my ($id) = @_;
+
+        request('POST', $uri, $body =~ s/And then\?|(?<=")hi(?=")/And?/r,
+                'X-User' => 'u', 'X-Conversation' => $id);
+        settled();
+    };
+
     each_fault("$where-" . ($args{name} // $file), run => $run,
-               after => $after, json => $args{json});
+               after => $after, json => $args{json},
+               $args{stored} && $args{stored} eq 'known'
+               ? (before => $before) : ());
 }
 
 
@@ -528,6 +564,26 @@ chat_faults('piped', 'gemini', 'gemini.sse');
 chat_faults('piped', 'gemini', 'gemini-array.json');
 chat_faults('piped', 'ai_sdk_ui', 'ai-sdk-ui.sse');
 chat_faults('down', 'openai_chat', 'openai-chat.sse', none => 1);
+
+# a session that is new to the store, and one that is there
+
+chat_faults('stored', 'openai_chat', 'openai-chat.sse', stored => 'new');
+chat_faults('stored', 'openai_chat', 'openai-chat.sse', stored => 'known',
+            name => 'known');
+chat_faults('stored', 'openai_chat', 'openai-chat.sse', stored => 'known',
+            name => 'spooled', body => $formats{openai_chat}[1]
+                                       =~ s/Light ones/'x' x 5000/re);
+
+{
+    my (undef, $text) = request('GET', '/status');
+    my ($store) = grep { $_->{location} eq '/_store' }
+                      @{json($text)->{breakers}};
+    my $n = json($text)->{records};
+
+    is($store->{opened}, 0, 'the store was not left alone');
+    cmp_ok($n->{$_}, '>', 10, "the store: $_") foreach qw(found missing saved);
+}
+
 
 # text ads of the past, taken out of a body in memory and of one in a file
 

@@ -27,6 +27,7 @@
 #include <sys/ptrace.h>
 #include <sys/wait.h>
 
+#include "record.h"
 #include "session_store.h"
 
 
@@ -527,6 +528,47 @@ operate_change(void)
 }
 
 
+/* what another node knows comes in, and supersedes the turn */
+
+static void
+operate_share(void)
+{
+    kx_record_t        own, theirs;
+    kx_session_t      *s;
+    kx_record_turn_t  *turn;
+
+    memset(&theirs, 0, sizeof(theirs));
+
+    theirs.user = 7;
+    theirs.flags = KX_RECORD_INIT | KX_RECORD_SERVER_ID | KX_RECORD_DEBUG;
+    theirs.preload_timeout = 900;
+    theirs.server_clock = WALL + 5000;
+    theirs.nturns = 1;
+    memset(theirs.server_id, 's', KX_ID_LEN);
+
+    turn = &theirs.turns[0];
+
+    turn->clock = WALL + 5000;
+    turn->ad_clock = WALL + 5000;
+    turn->index = 3;
+    turn->state = KX_TURN_FILLED;
+    turn->nbids = 1;
+    turn->bids[0].code = 1;
+    memset(turn->message, 'm', KX_ID_LEN);
+    memset(turn->bids[0].id, 'b', KX_ID_LEN);
+
+    s = record(mem, 2);
+
+    kx_session_table_change(t, s);
+
+    kx_record_take(&own, s, 7);
+    kx_record_merge(&theirs, &own);
+    kx_record_give(s, &theirs);
+
+    kx_session_table_changed(t, s);
+}
+
+
 static void
 operate_keep(void)
 {
@@ -621,6 +663,7 @@ static const scenario_t  scenarios[] = {
     { "find idle", prepare_full, operate_find_idle, 1 << 2, 0 },
     { "close", prepare_full, operate_close, 1 << 2, 0 },
     { "change", prepare_full, operate_change, 1 << 2, 0 },
+    { "share", prepare_full, operate_share, 1 << 2, 0 },
     { "repair", prepare_dirty, operate_check, 1 << 2 | 1 << 4, 0 },
     { "repair, size", prepare_geometry, operate_check, 0, 0 },
     { "create", prepare_full, operate_create, (1 << KEYS) - 1, 0 },

@@ -15,6 +15,7 @@
 
 
 #define KX_PRELOAD_TIMEOUT  16000    /* ms, protocol.md 2.2 */
+#define KX_MAX_PRELOAD_TIMEOUT  600000   /* ms: what /init may say */
 #define KX_MAX_ANSWER       65536    /* bytes of an ad server's answer */
 #define KX_MAX_CONTENT      65536    /* bytes of message text in a preload */
 #define KX_MAX_FRAME_URL    2048

@@ -12,7 +12,6 @@
 #include <stdlib.h>
 
 
-#define KX_MAX_PRELOAD_TIMEOUT 600000
 #define KX_MAX_NUMBER_LEN      63
 #define KX_MAX_REVENUE_LEN     32
 #define KX_MAX_NAMED           6

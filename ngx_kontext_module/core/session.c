@@ -26,7 +26,7 @@
 
 
 static unsigned kx_session_own(uint32_t newest, uint32_t seq);
-static void kx_session_restart(kx_session_t *s);
+static uint64_t kx_session_clock(uint64_t last, uint64_t wall);
 static uint32_t kx_session_next(uint32_t seq);
 static uint32_t kx_session_until(uint64_t now, uint32_t timeout);
 static unsigned kx_session_before(uint64_t now, uint32_t until);
@@ -54,18 +54,17 @@ kx_session_turn(kx_session_t *s, const unsigned char message[KX_ID_LEN],
             return KX_TURN_REUSE;
         }
 
-        if (s->turn == KX_TURN_PENDING
-            && kx_session_before(now, s->turn_until))
-        {
+        if (kx_session_awaited(s, now)) {
             return KX_TURN_WAIT;
         }
     }
 
-    kx_session_restart(s);
+    kx_session_supersede(s);
 
     if (!same) {
         memcpy(s->user_message, message, KX_ID_LEN);
-        s->turn_wall = wall;
+        s->turn_wall = kx_session_clock(s->turn_wall, wall);
+        s->index = 0;
     }
 
     if (s->disabled) {
@@ -79,8 +78,8 @@ kx_session_turn(kx_session_t *s, const unsigned char message[KX_ID_LEN],
 }
 
 
-static void
-kx_session_restart(kx_session_t *s)
+void
+kx_session_supersede(kx_session_t *s)
 {
     s->seq = kx_session_next(s->seq);
     s->turn = KX_TURN_NONE;
@@ -91,6 +90,27 @@ kx_session_restart(kx_session_t *s)
     memset(s->assistant, 0, KX_ID_LEN);
     memset(s->code, 0, KX_SESSION_CODE_LEN);
     memset(s->bids, 0, sizeof(s->bids));
+}
+
+
+/* another node's clock may be ahead of this one's */
+
+static uint64_t
+kx_session_clock(uint64_t last, uint64_t wall)
+{
+    if (last >= wall && last - wall < KX_SESSION_AHEAD) {
+        return last + 1;
+    }
+
+    return wall;
+}
+
+
+unsigned
+kx_session_awaited(const kx_session_t *s, uint64_t now)
+{
+    return s->turn == KX_TURN_PENDING
+           && kx_session_before(now, s->turn_until);
 }
 
 

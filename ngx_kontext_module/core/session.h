@@ -20,6 +20,7 @@
 
 
 #define KX_SESSION_CODE_LEN  24      /* with its zero; longer ones are cut */
+#define KX_SESSION_AHEAD     600000  /* ms: no node's clock is so far ahead */
 
 
 typedef struct {
@@ -56,6 +57,7 @@ typedef struct {
     uint8_t         answered:1;      /* assistant is set */
     uint8_t         paired:1;        /* and has the ad */
     uint8_t         closing:1;       /* only its events are left */
+    uint16_t        index;           /* of the user's turn, 0: not known */
 
     uint32_t        seq;             /* grows with every turn asked for */
     uint32_t        init_seq;        /* grows with every /init sent */
@@ -65,7 +67,8 @@ typedef struct {
     uint32_t        init_until;
     uint32_t        turn_until;
 
-    uint64_t        turn_wall;       /* wall, when the user's turn came */
+    /* wall, when the user's turn came; later than that of the turn before */
+    uint64_t        turn_wall;
 
     unsigned char   server_id[KX_ID_LEN];
     unsigned char   user_message[KX_ID_LEN];     /* of the current turn */
@@ -125,6 +128,12 @@ kx_turn_e kx_session_turn(kx_session_t *s,
  */
 int kx_session_answer(kx_session_t *s, uint32_t seq,
     const kx_preload_answer_t *a, const kx_str_t *placements);
+
+/* The current turn is over, and its ad is lost. */
+void kx_session_supersede(kx_session_t *s);
+
+/* Is the preload of the current turn under way? */
+unsigned kx_session_awaited(const kx_session_t *s, uint64_t now);
 
 /* The preload of turn seq was given up: the turn may be asked again. */
 void kx_session_cancel(kx_session_t *s, uint32_t seq);

@@ -8,7 +8,7 @@
 
 /* to be changed with the layout of the table or of a record */
 
-#define KX_SESSION_LAYOUT     0x6b78736573730002ULL
+#define KX_SESSION_LAYOUT     0x6b78736573730003ULL
 
 /* an odd number and its inverse modulo 2^64 */
 #define KX_SESSION_FACTOR     0x9e3779b97f4a7c15ULL

@@ -159,6 +159,41 @@ static const kx_status_number_t  kx_status_numbers[] = {
       "Reports to the ad server that were not sent, to spare it.",
       1, offsetof(kx_status_t, n.dropped) },
 
+    { "records_found_total", "records", "found",
+      "Sessions that were found in the store of the nodes.",
+      1, offsetof(kx_status_t, n.records.found) },
+
+    { "records_missing_total", "records", "missing",
+      "Sessions that were not there.",
+      1, offsetof(kx_status_t, n.records.missing) },
+
+    { "records_unreadable_total", "records", "unreadable",
+      "Records of sessions that could not be read.",
+      1, offsetof(kx_status_t, n.records.unreadable) },
+
+    { "records_fetch_failed_total", "records", "fetch_failed",
+      "Sessions that the store did not answer for.",
+      1, offsetof(kx_status_t, n.records.fetch_failed) },
+
+    { "records_saved_total", "records", "saved",
+      "Sessions that were written to the store.",
+      1, offsetof(kx_status_t, n.records.saved) },
+
+    { "records_saved_bytes_total", "records", "saved_bytes",
+      "Their size.", 1, offsetof(kx_status_t, n.records.bytes) },
+
+    { "records_save_failed_total", "records", "save_failed",
+      "Sessions that could not be written.",
+      1, offsetof(kx_status_t, n.records.save_failed) },
+
+    { "records_deleted_total", "records", "deleted",
+      "Sessions that were deleted in the store.",
+      1, offsetof(kx_status_t, n.records.deleted) },
+
+    { "records_refused_total", "records", "refused",
+      "Calls of the store that were not made, to spare it.",
+      1, offsetof(kx_status_t, n.records.refused) },
+
     { NULL, NULL, NULL, NULL, 0, 0 }
 };
 

@@ -52,6 +52,19 @@ typedef struct {
     uint64_t        attempts[KX_STATUS_CALLS];
     uint64_t        calls[KX_STATUS_CALLS][KX_CALL_OUTCOMES];
     uint64_t        dropped;         /* reports that were not sent */
+
+    struct {
+        uint64_t    found;           /* fetched: it was there */
+        uint64_t    missing;
+        uint64_t    unreadable;
+        uint64_t    fetch_failed;
+        uint64_t    saved;
+        uint64_t    save_failed;
+        uint64_t    bytes;           /* of those that were saved */
+        uint64_t    deleted;
+        uint64_t    refused;         /* not tried, to spare the store */
+    } records;
+
     kx_histogram_t  preload;
     kx_histogram_t  hold;
 } kx_counters_t;

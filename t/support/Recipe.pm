@@ -68,7 +68,7 @@ sub text {
     $text =~ s{^(\s*listen )\d+}{${1}127.0.0.1:\@port\@}mg
         or croak "$name: no listen";
 
-    $text =~ s{^(\s*server )(127\.0\.0\.1:\d+)(?=;)}
+    $text =~ s{^(\s*server )(127\.0\.0\.1:\d+)(?=[ ;])}
               {$1 . ($backends{$2} ? $backends{$2}->addr : '@llm@')}mge
         or croak "$name: no backend";
 
