@@ -76,6 +76,7 @@
 #define NGX_HTTP_KONTEXT_TURNS        256       /* marks of news */
 #define NGX_HTTP_KONTEXT_MEMO_SIZE    4194304   /* of a worker, see memo.h */
 #define NGX_HTTP_KONTEXT_SPACE        2097152   /* of a worker, for bodies */
+#define NGX_HTTP_KONTEXT_HEAP         524288    /* half of what may be free */
 #define NGX_HTTP_KONTEXT_PING         15000     /* ms, of an event stream */
 #define NGX_HTTP_KONTEXT_SLOTS        64        /* workers that can be woken */
 

@@ -1542,6 +1542,18 @@ ngx_http_kontext_init_process(ngx_cycle_t *cycle)
 
 #endif
 
+    /*
+     * The system's allocator gives back what is free at the end of the heap
+     * when that is more than it expects to need; from a large block that was
+     * freed it learns that the next chats will take it again.
+     */
+
+    mem = ngx_alloc(NGX_HTTP_KONTEXT_HEAP, cycle->log);
+
+    if (mem) {
+        ngx_free(mem);
+    }
+
     return ngx_http_kontext_wake_init(cycle, kmcf->zone->data);
 }
 

@@ -560,6 +560,10 @@ kx_options_apply(kx_ad_request_t *ar, const kx_str_t *options,
     cJSON            *root;
     kx_ad_request_t   next;
 
+    if (options->len == 0) {
+        return KX_OK;
+    }
+
     if (kx_options_load(&root, options) != NULL) {
         return KX_ERROR;
     }
