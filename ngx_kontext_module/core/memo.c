@@ -6,7 +6,8 @@
 #include "memo.h"
 
 
-static unsigned kx_memo_place(const kx_memo_set_t *set, uint64_t tag);
+static kx_memo_place_t *kx_memo_place(const kx_memo_table_t *t,
+    uint64_t tag);
 
 
 void
@@ -30,20 +31,18 @@ int
 kx_memo_find(const kx_memo_table_t *t, uint64_t tag, uint64_t *hash,
     const kx_memo_t **memo)
 {
-    unsigned              i;
-    const kx_memo_set_t  *set;
+    const kx_memo_place_t  *place;
 
-    set = &t->sets[tag & t->mask];
-    i = kx_memo_place(set, tag);
+    place = kx_memo_place(t, tag);
 
-    if (i == KX_MEMO_SET) {
+    if (place == NULL || place->tag == 0) {
         return KX_DECLINED;
     }
 
-    *hash = set->hashes[i];
+    *hash = place->hash;
 
     if (memo) {
-        *memo = &set->memos[i];
+        *memo = &place->memo;
     }
 
     return KX_OK;
@@ -54,38 +53,45 @@ void
 kx_memo_put(kx_memo_table_t *t, uint64_t tag, uint64_t hash,
     const kx_memo_t *memo)
 {
-    unsigned        i;
-    kx_memo_set_t  *set;
+    kx_memo_place_t  *place;
 
-    set = &t->sets[tag & t->mask];
-    i = kx_memo_place(set, tag);
+    place = kx_memo_place(t, tag);
 
-    if (i == KX_MEMO_SET) {
+    if (place == NULL) {
 
         /* any of them, in an order that has nothing to do with the tags */
 
         t->next = t->next * 1664525 + 1013904223;
-        i = t->next >> 30;
+        place = &t->sets[tag & t->mask].places[t->next >> 30];
     }
 
-    set->tags[i] = tag;
-    set->hashes[i] = hash;
-    set->memos[i] = *memo;
+    place->tag = tag;
+    place->hash = hash;
+    place->memo = *memo;
 }
 
 
-/* KX_MEMO_SET: it is not there */
+/*
+ * The place of a tag, or the free one where it would be, as none gets free
+ * again; NULL: there is neither.
+ */
 
-static unsigned
-kx_memo_place(const kx_memo_set_t *set, uint64_t tag)
+static kx_memo_place_t *
+kx_memo_place(const kx_memo_table_t *t, uint64_t tag)
 {
-    unsigned  i;
+    unsigned          i;
+    kx_memo_set_t    *set;
+    kx_memo_place_t  *place;
+
+    set = &t->sets[tag & t->mask];
 
     for (i = 0; i < KX_MEMO_SET; i++) {
-        if (set->tags[i] == tag) {
-            break;
+        place = &set->places[(kx_memo_first(tag) + i) % KX_MEMO_SET];
+
+        if (place->tag == tag || place->tag == 0) {
+            return place;
         }
     }
 
-    return i;
+    return NULL;
 }

@@ -14,7 +14,7 @@
 #include "kx.h"
 
 
-#define KX_MEMO_SET    4             /* places that a tag may be at */
+#define KX_MEMO_SET    4             /* places that a tag may be at, 2^2 */
 #define KX_MEMO_ALIGN  64            /* bytes, a line of the cache */
 
 
@@ -35,15 +35,19 @@ typedef struct {
 } kx_memo_t;
 
 
-/* tags and hashes are one line of the cache, the rest is in the next ones */
+/* one line of the cache */
 
 typedef struct {
-    uint64_t         tags[KX_MEMO_SET];      /* 0: no memo */
-    uint64_t         hashes[KX_MEMO_SET];
-    kx_memo_t        memos[KX_MEMO_SET];
-    unsigned char    unused[KX_MEMO_ALIGN
-                            - KX_MEMO_SET * sizeof(kx_memo_t)
-                              % KX_MEMO_ALIGN];
+    uint64_t         tag;            /* 0: no memo */
+    uint64_t         hash;
+    kx_memo_t        memo;
+    unsigned char    unused[KX_MEMO_ALIGN - 2 * sizeof(uint64_t)
+                            - sizeof(kx_memo_t)];
+} kx_memo_place_t;
+
+
+typedef struct {
+    kx_memo_place_t  places[KX_MEMO_SET];
 } kx_memo_set_t;
 
 
@@ -77,11 +81,20 @@ void kx_memo_put(kx_memo_table_t *t, uint64_t tag, uint64_t hash,
     const kx_memo_t *memo);
 
 
+/* where a tag is looked for first, by bits that do not choose its set */
+
+static inline unsigned
+kx_memo_first(uint64_t tag)
+{
+    return (unsigned) (tag >> 62);
+}
+
+
 static inline void
 kx_memo_expect(const kx_memo_table_t *t, uint64_t tag)
 {
 #ifdef __GNUC__
-    __builtin_prefetch(&t->sets[tag & t->mask]);
+    __builtin_prefetch(&t->sets[tag & t->mask].places[kx_memo_first(tag)]);
 #else
     (void) t;
     (void) tag;
