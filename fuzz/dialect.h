@@ -28,6 +28,7 @@
 
 #include <cjson/cJSON.h>
 
+#include "check.h"
 #include "core/chat/dialect.h"
 
 
@@ -48,15 +49,6 @@
 #define FUZZ_ALL        0x04         /* read on after the end of interest */
 #define FUZZ_LARGE      0x08         /* some frames are too large */
 #define FUZZ_PLAIN      0x100        /* read each frame */
-
-
-#define check(cond)                                                           \
-    do {                                                                      \
-        if (!(cond)) {                                                        \
-            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #cond);        \
-            abort();                                                          \
-        }                                                                     \
-    } while (0)
 
 
 typedef struct {

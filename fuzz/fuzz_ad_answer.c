@@ -10,19 +10,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "check.h"
 #include "hash.h"
 #include "json_scan.h"
 #include "protocol.h"
 #include "tree.h"
-
-
-#define check(cond)                                                           \
-    do {                                                                      \
-        if (!(cond)) {                                                        \
-            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #cond);        \
-            abort();                                                          \
-        }                                                                     \
-    } while (0)
 
 
 int LLVMFuzzerTestOneInput(const uint8_t *p, size_t len);

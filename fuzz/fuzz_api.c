@@ -18,14 +18,13 @@
 
 #include <cjson/cJSON.h>
 
+#include "check.h"
 #include "api.h"
 #include "hash.h"
 
 
 #define MAX_BLOCKS  65536
 #define LAST_TIME   253402300799999ULL
-
-#define check(cond)  if (!(cond)) abort()
 
 
 int LLVMFuzzerTestOneInput(const uint8_t *p, size_t len);

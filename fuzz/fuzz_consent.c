@@ -13,10 +13,8 @@
 
 #include <stdlib.h>
 
+#include "check.h"
 #include "consent.h"
-
-
-#define check(cond)  if (!(cond)) abort()
 
 
 static kx_str_t piece(const unsigned char **p, const unsigned char *last);

@@ -18,20 +18,12 @@
 
 #include <cjson/cJSON.h>
 
+#include "check.h"
 #include "device.h"
 #include "json_scan.h"
 
 
 #define FUZZ_HEADERS  9
-
-
-#define check(cond)                                                           \
-    do {                                                                      \
-        if (!(cond)) {                                                        \
-            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #cond);        \
-            abort();                                                          \
-        }                                                                     \
-    } while (0)
 
 
 int LLVMFuzzerTestOneInput(const uint8_t *p, size_t len);

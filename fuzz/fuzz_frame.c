@@ -10,11 +10,9 @@
 
 #include <stdlib.h>
 
+#include "check.h"
 #include "frame.h"
 #include "json_scan.h"
-
-
-#define check(cond)  if (!(cond)) abort()
 
 
 /* what was read, as bytes */

@@ -14,11 +14,10 @@
 
 #include <stdlib.h>
 
+#include "check.h"
 #include "json_scan.h"
 #include "text.h"
 
-
-#define check(cond)  if (!(cond)) abort()
 
 #define is_space(c)  ((c) == ' ' || ((c) >= '\t' && (c) <= '\r'))
 

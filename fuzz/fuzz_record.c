@@ -9,18 +9,12 @@
 
 #include <stdlib.h>
 
+#include "check.h"
 #include "record.h"
 #include "session_table.h"
 
 
 #define NOW   1790000000000ULL
-
-#define check(expr)                                                           \
-    do {                                                                      \
-        if (!(expr)) {                                                        \
-            abort();                                                          \
-        }                                                                     \
-    } while (0)
 
 
 int LLVMFuzzerTestOneInput(const unsigned char *data, size_t len);

@@ -16,13 +16,12 @@
 
 #include <cjson/cJSON.h>
 
+#include "check.h"
 #include "json_scan.h"
 #include "redact.h"
 
 
 #define MAX_DERIVED  80
-
-#define check(cond)  if (!(cond)) abort()
 
 
 typedef struct {

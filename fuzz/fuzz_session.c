@@ -10,6 +10,7 @@
 
 #include <stdlib.h>
 
+#include "check.h"
 #include "session_store.h"
 
 
@@ -18,13 +19,6 @@
 #define MAX_BLOCKS 64
 #define MAX_ITEMS  12
 #define IDLE       1000
-
-#define check(expr)                                                           \
-    do {                                                                      \
-        if (!(expr)) {                                                        \
-            abort();                                                          \
-        }                                                                     \
-    } while (0)
 
 
 /* what is kept of the session in a slot */

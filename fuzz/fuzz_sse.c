@@ -10,10 +10,8 @@
 
 #include <stdlib.h>
 
+#include "check.h"
 #include "sse.h"
-
-
-#define check(cond)  if (!(cond)) abort()
 
 
 /* events as bytes: a type, a zero, data, a zero, and so on */

@@ -20,6 +20,7 @@
 
 #include <cjson/cJSON.h>
 
+#include "check.h"
 #include "text_ad.h"
 
 
@@ -50,8 +51,6 @@ unsigned few_find(kx_range_t *ranges, const unsigned char *p, size_t len,
 #undef kx_text_ad_marked
 #undef kx_text_ad_find
 
-
-#define check(cond)  if (!(cond)) abort()
 
 #define URL          "https://a.b/api/frame/"
 #define RAW          "\xe2\x81\xa3"

@@ -250,14 +250,7 @@ foreach my $how ('a preload', '/init') {
 # sessions of the API are the same ones
 
 {
-    my $site = Nodes->new(server => <<'CONF');
-        location /kontext/ {
-            kontext_api;
-            kontext_publisher_token acme-dev;
-            kontext_user_id $http_x_user;
-            kontext_store /kontext_store;
-        }
-CONF
+    my $site = Nodes->new(server => Nodes::api());
 
     my $made = $site->node(1)->client->post_json('/kontext/sessions',
         { conversationId => 'c-1' }, 'X-User' => 'u-1')->read_response;

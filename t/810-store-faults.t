@@ -259,14 +259,7 @@ SKIP: {
 # a session is closed: its record has to go, or had gone
 
 {
-    my $site = site(server => <<'CONF');
-        location /kontext/ {
-            kontext_api;
-            kontext_publisher_token acme-dev;
-            kontext_user_id $http_x_user;
-            kontext_store /kontext_store;
-        }
-CONF
+    my $site = site(server => Nodes::api());
     my $client = $site->node(1)->client;
     my $n = 0;
 

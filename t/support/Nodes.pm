@@ -252,6 +252,20 @@ sub turn {
 }
 
 
+# a location for the session API
+
+sub api {
+    return <<'CONF';
+        location /kontext/ {
+            kontext_api;
+            kontext_publisher_token acme-dev;
+            kontext_user_id $http_x_user;
+            kontext_store /kontext_store;
+        }
+CONF
+}
+
+
 sub session_id { return sprintf('0d5c1f2e-8a47-4b6b-9c3e-%012d', $_[0]) }
 
 
