@@ -63,10 +63,10 @@ function inline() {
 function watch() {
     let timer;
 
-    const observer = new IntersectionObserver(([entry]) => {
+    const observer = new IntersectionObserver(entries => {
         clearTimeout(timer);
 
-        if (entry.intersectionRatio >= 0.5) {
+        if (entries.at(-1).intersectionRatio >= 0.5) {
             timer = setTimeout(() => {
                 observer.disconnect();
                 report('ad.viewed', { content, format: 'display' });

@@ -269,6 +269,29 @@ visit('a conversation of three turns, clicked through', {},
 });
 
 
+visit('an ad that came in sight as it was measured is seen as one', {},
+      async ({ context, page }) => {
+
+    // two changes in one call, which is what a busy browser makes of them
+
+    await context.addInitScript(() => {
+        const { IntersectionObserver } = globalThis;
+
+        globalThis.IntersectionObserver = class extends IntersectionObserver {
+            constructor(heard, options) {
+                super(entries => heard(
+                    [{ intersectionRatio: 0, isIntersecting: false },
+                     ...entries]), options);
+            }
+        };
+    });
+
+    await ask(page, 'Which shoes?', 1);
+    await adUnder(page, 1);
+    await seen(page, 'ad.viewed', 1);
+});
+
+
 visit('the full screen part: opened, labelled, closed, the focus back', {},
      async ({ page }) => {
 
