@@ -26,6 +26,9 @@
 
 #define kx_json_digit(c)  ((c) >= '0' && (c) <= '9')
 
+#define kx_json_as_is(c)                                                      \
+    ((c) >= 0x20 && (c) < 0x7f && (c) != '"' && (c) != '\\')
+
 
 typedef struct {
     kx_sink_pt            sink;
@@ -1200,20 +1203,21 @@ kx_json_escape(unsigned char *dst, const unsigned char *end,
     p = s->data;
     last = p + s->len;
 
-    while (p < last) {
+    for ( ;; ) {
+
+        /* most of it stands as it is */
+
+        while (p < last && dst < end && kx_json_as_is(*p)) {
+            *dst++ = *p++;
+        }
+
+        if (p == last) {
+            break;
+        }
+
         room = (size_t) (end - dst);
 
         c = kx_utf8_read(&p, last);
-
-        if (c >= 0x20 && c < 0x7f && c != '"' && c != '\\') {
-
-            if (room < 1) {
-                return NULL;
-            }
-
-            *dst++ = (unsigned char) c;
-            continue;
-        }
 
         if (c == '"' || c == '\\') {
 

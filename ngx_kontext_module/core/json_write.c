@@ -259,6 +259,15 @@ kx_json_write_raw(kx_json_writer_t *w, const char *name, const kx_str_t *raw)
 }
 
 
+void
+kx_json_write_piece(kx_json_writer_t *w, const char *p, size_t len)
+{
+    kx_json_write(w, p, len);
+
+    w->comma = 0;
+}
+
+
 #ifdef __SSE2__
 
 /* a bit for each of 16 bytes that cannot stand as it is, or is not ASCII */

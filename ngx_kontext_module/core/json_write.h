@@ -48,6 +48,12 @@ void kx_json_write_string(kx_json_writer_t *w, const char *name,
 void kx_json_write_raw(kx_json_writer_t *w, const char *name,
     const kx_str_t *raw);
 
+/*
+ * Writes len bytes of JSON as they are, at least one: whole members with the
+ * commas around them, up to where the next value starts.
+ */
+void kx_json_write_piece(kx_json_writer_t *w, const char *p, size_t len);
+
 /* Writes a finite number. */
 void kx_json_write_number(kx_json_writer_t *w, const char *name, double n);
 

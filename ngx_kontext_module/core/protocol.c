@@ -19,6 +19,9 @@
 #define KX_BODY_MESSAGE        128   /* and of each, besides its text */
 #define KX_BODY_MAX            131072
 
+#define kx_protocol_piece(w, s)                                               \
+    kx_json_write_piece(w, s, sizeof(s) - 1)
+
 #define KX_DAY                 86400000
 #define KX_TIME_LEN            24
 #define KX_DATE_LEN            10
@@ -553,32 +556,33 @@ static void
 kx_protocol_message(kx_json_writer_t *w, const kx_message_t *m,
     const kx_said_t *said, size_t max, kx_day_t *day)
 {
-    char             time[32];
-    kx_str_t         created;
-    const kx_str_t  *role;
-
-    static const kx_str_t  user = kx_string("user");
-    static const kx_str_t  assistant = kx_string("assistant");
+    char      time[32];
+    kx_str_t  created;
 
     kx_time_write(time, m->created, day);
 
     created.data = (unsigned char *) time;
     created.len = KX_TIME_LEN;
 
-    role = (m->role == KX_ROLE_USER) ? &user : &assistant;
-
     kx_json_write_open(w, NULL, '{');
     kx_protocol_add(w, "id", &m->id);
-    kx_json_write_raw(w, "role", role);
 
-    if (said->raw) {
-        kx_json_write_raw(w, "content", &m->raw);
+    if (m->role == KX_ROLE_USER) {
+        kx_protocol_piece(w, ",\"role\":\"user\",\"content\":");
 
     } else {
-        kx_json_write_string(w, "content", &said->text, max);
+        kx_protocol_piece(w, ",\"role\":\"assistant\",\"content\":");
     }
 
-    kx_json_write_raw(w, "createdAt", &created);
+    if (said->raw) {
+        kx_json_write_raw(w, NULL, &m->raw);
+
+    } else {
+        kx_json_write_string(w, NULL, &said->text, max);
+    }
+
+    kx_protocol_piece(w, ",\"createdAt\":");
+    kx_json_write_raw(w, NULL, &created);
     kx_json_write_close(w, '}');
 }
 
@@ -916,7 +920,12 @@ kx_write_uri(kx_writer_t *w, const kx_str_t *s)
             || (c >= '0' && c <= '9')
             || c == '-' || c == '.' || c == '_' || c == '~')
         {
-            kx_write(w, &c, 1);
+            if (w->pos == w->end) {
+                w->pos = NULL;
+                return;
+            }
+
+            *w->pos++ = c;
             continue;
         }
 
