@@ -37,12 +37,14 @@ my $LARGE = 200_000;
 my $n = 0;
 
 
-# a chat whose answer comes in pieces of this size; returns the turn
+# A chat whose answer comes in pieces of this size, when its ad is there: what
+# is too large to be kept cannot wait for it.
 
 sub in_pieces {
     my ($size, $answer, %args) = @_;
     my $turn = $site->ask($args{chat} // chat('Which shoes, ' . ++$n . '?'),
         uri     => $args{uri} // '/v1/chat/completions',
+        asks    => [ 'init', 'preload' ],
         headers => { 'X-Conversation' => 'c-' . ++$n,
                      %{$args{headers} // {}} });
     my $c = $turn->client;
