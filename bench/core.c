@@ -332,7 +332,7 @@ bench_table(bench_t *b, size_t sessions)
 
     memset(mem, 0, size);
 
-    b->table = kx_session_table_create(mem, size, 0, bench_secret);
+    b->table = kx_session_table_create(mem, size, 0);
     if (b->table == NULL) {
         bench_die("no table");
     }

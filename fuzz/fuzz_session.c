@@ -51,9 +51,6 @@ typedef struct {
 int LLVMFuzzerTestOneInput(const unsigned char *data, size_t len);
 
 
-static const unsigned char  secret[32] = "a secret of thirty-two bytes....";
-
-
 static const kx_str_t  placements[] = {
     kx_string("inlineAd"),
     kx_string("bottomAd"),
@@ -110,7 +107,7 @@ lock(run_t *r)
             return;
         }
 
-        r->t = kx_session_table_create(r->mem, r->size, r->share, secret);
+        r->t = kx_session_table_create(r->mem, r->size, r->share);
         check(r->t != NULL);
         r->damaged = 0;
 
@@ -624,7 +621,7 @@ settle(run_t *r)
         check(r->damaged);
         check(kx_session_table_attach(r->mem, r->size, r->share) == NULL);
 
-        r->t = kx_session_table_create(r->mem, r->size, r->share, secret);
+        r->t = kx_session_table_create(r->mem, r->size, r->share);
         check(r->t != NULL);
 
     } else {
@@ -695,7 +692,7 @@ LLVMFuzzerTestOneInput(const unsigned char *data, size_t len)
 
     memset(r.mem, 0, r.size);
 
-    r.t = kx_session_table_create(r.mem, r.size, r.share, secret);
+    r.t = kx_session_table_create(r.mem, r.size, r.share);
     check(r.t != NULL);
     check(r.t->slots <= MAX_SLOTS + MAX_BLOCKS);
 

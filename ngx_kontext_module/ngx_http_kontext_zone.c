@@ -23,13 +23,6 @@ typedef struct {
     ngx_http_kontext_slot_t      slots[NGX_HTTP_KONTEXT_SLOTS];
     ngx_atomic_t                 nslots;       /* used up to now */
     ngx_atomic_t                 counters[NGX_HTTP_KONTEXT_COUNTERS];
-    kx_response_t               *responses;
-    size_t                       nresponses;
-    kx_breaker_t                *breakers;
-    ngx_uint_t                   nbreakers;
-    void                        *table;
-    size_t                       size;
-    ngx_uint_t                   share;
 } ngx_http_kontext_shared_t;
 
 
@@ -39,6 +32,10 @@ static char *ngx_http_kontext_zone_add(ngx_conf_t *cf, ngx_str_t *name,
     ssize_t size, ngx_http_kontext_zone_t **zone);
 static ngx_int_t ngx_http_kontext_zone_init(ngx_shm_zone_t *shm_zone,
     void *data);
+static ngx_int_t ngx_http_kontext_zone_create(ngx_shm_zone_t *shm_zone,
+    ngx_http_kontext_zone_t *zone);
+static ngx_int_t ngx_http_kontext_zone_inherit(ngx_http_kontext_zone_t *zone,
+    ngx_http_kontext_zone_t *old);
 
 
 char *
@@ -247,98 +244,85 @@ ngx_http_kontext_zone_add(ngx_conf_t *cf, ngx_str_t *name, ssize_t size,
 static ngx_int_t
 ngx_http_kontext_zone_init(ngx_shm_zone_t *shm_zone, void *data)
 {
-    size_t                      len;
-    ngx_slab_pool_t            *shpool;
-    ngx_http_kontext_zone_t    *zone;
-    ngx_http_kontext_shared_t  *shared;
+    ngx_http_kontext_zone_t *old = data;
+
+    ngx_http_kontext_zone_t  *zone;
 
     zone = shm_zone->data;
-    shpool = (ngx_slab_pool_t *) shm_zone->shm.addr;
+    zone->shpool = (ngx_slab_pool_t *) shm_zone->shm.addr;
 
-    zone->shpool = shpool;
-
-    if (ngx_http_kontext_fds_open(zone, data, shm_zone->shm.log) != NGX_OK) {
+    if (ngx_http_kontext_fds_open(zone, old, shm_zone->shm.log) != NGX_OK) {
         return NGX_ERROR;
     }
 
-    if (data || shm_zone->shm.exists) {
-        shared = shpool->data;
+    return old ? ngx_http_kontext_zone_inherit(zone, old)
+               : ngx_http_kontext_zone_create(shm_zone, zone);
+}
 
-    } else {
-        len = sizeof(" in kontext zone \"\"") + shm_zone->shm.name.len;
 
-        shpool->log_ctx = ngx_slab_alloc(shpool, len);
-        if (shpool->log_ctx == NULL) {
-            return NGX_ERROR;
-        }
+static ngx_int_t
+ngx_http_kontext_zone_create(ngx_shm_zone_t *shm_zone,
+    ngx_http_kontext_zone_t *zone)
+{
+    void                       *table;
+    size_t                      len;
+    ngx_slab_pool_t            *shpool;
+    ngx_http_kontext_shared_t  *shared;
 
-        ngx_sprintf(shpool->log_ctx, " in kontext zone \"%V\"%Z",
-                    &shm_zone->shm.name);
+    shpool = zone->shpool;
 
-        shared = ngx_slab_calloc(shpool, sizeof(ngx_http_kontext_shared_t));
-        if (shared == NULL) {
-            return NGX_ERROR;
-        }
+    len = sizeof(" in kontext zone \"\"") + shm_zone->shm.name.len;
 
-        len = ngx_max(shpool->pfree / NGX_HTTP_KONTEXT_RESPONSES, 1)
-              * ngx_pagesize;
+    shpool->log_ctx = ngx_slab_alloc(shpool, len);
+    if (shpool->log_ctx == NULL) {
+        return NGX_ERROR;
+    }
 
-        shared->responses = ngx_slab_calloc(shpool, len);
-        if (shared->responses == NULL) {
-            return NGX_ERROR;
-        }
+    ngx_sprintf(shpool->log_ctx, " in kontext zone \"%V\"%Z",
+                &shm_zone->shm.name);
 
-        shared->nresponses = len / sizeof(kx_response_t);
-
-        if (ngx_http_kontext_breakers_create(zone->main, shpool,
-                                             &shared->breakers,
-                                             &shared->nbreakers)
-            != NGX_OK)
-        {
-            return NGX_ERROR;
-        }
-
-        /*
-         * All that is left becomes the table: the slab allocator could not
-         * be relied on after a worker died in it.
-         */
-
-        shared->size = shpool->pfree * ngx_pagesize;
-        shared->share = zone->share;
-
-        shared->table = ngx_slab_alloc(shpool, shared->size);
-
-        if (shared->table == NULL) {
-            return NGX_ERROR;
-        }
-
-        shpool->log_nomem = 0;
-        shpool->data = shared;
+    shared = ngx_slab_calloc(shpool, sizeof(ngx_http_kontext_shared_t));
+    if (shared == NULL) {
+        return NGX_ERROR;
     }
 
     zone->turns = shared->turns;
     zone->slots = shared->slots;
     zone->nslots = &shared->nslots;
     zone->counters = shared->counters;
-    zone->responses = shared->responses;
-    zone->nresponses = shared->nresponses;
-    zone->breakers = shared->breakers;
-    zone->nbreakers = shared->nbreakers;
-    zone->size = shared->size;
-    zone->share = shared->share;
-    zone->table = NULL;
+
+    len = ngx_max(shpool->pfree / NGX_HTTP_KONTEXT_RESPONSES, 1)
+          * ngx_pagesize;
+
+    zone->responses = ngx_slab_calloc(shpool, len);
+    if (zone->responses == NULL) {
+        return NGX_ERROR;
+    }
+
+    zone->nresponses = len / sizeof(kx_response_t);
+
+    if (ngx_http_kontext_breakers_create(zone->main, shpool, &zone->breakers,
+                                         &zone->nbreakers)
+        != NGX_OK)
+    {
+        return NGX_ERROR;
+    }
 
     ngx_http_kontext_breakers_init(zone, zone->main);
 
-    if (data || shm_zone->shm.exists) {
-        zone->table = kx_session_table_attach(shared->table, shared->size,
-                                              shared->share);
+    /*
+     * All that is left becomes the table: the slab allocator could not be
+     * relied on after a worker died in it.
+     */
+
+    zone->size = shpool->pfree * ngx_pagesize;
+
+    table = ngx_slab_alloc(shpool, zone->size);
+    if (table == NULL) {
+        return NGX_ERROR;
     }
 
-    if (zone->table) {
-        ngx_memcpy(zone->secret, zone->table->secret, sizeof(zone->secret));
-        return NGX_OK;
-    }
+    shpool->log_nomem = 0;
 
     if (ngx_http_kontext_random(zone->secret, sizeof(zone->secret))
         != NGX_OK)
@@ -349,8 +333,43 @@ ngx_http_kontext_zone_init(ngx_shm_zone_t *shm_zone, void *data)
         return NGX_ERROR;
     }
 
-    zone->table = kx_session_table_create(shared->table, shared->size,
-                                          shared->share, zone->secret);
+    zone->table = kx_session_table_create(table, zone->size, zone->share);
+
+    return zone->table ? NGX_OK : NGX_ERROR;
+}
+
+
+/*
+ * What is where in the zone is known from the configuration before, and not
+ * from the zone: each worker could write there.
+ */
+
+static ngx_int_t
+ngx_http_kontext_zone_inherit(ngx_http_kontext_zone_t *zone,
+    ngx_http_kontext_zone_t *old)
+{
+    zone->turns = old->turns;
+    zone->slots = old->slots;
+    zone->nslots = old->nslots;
+    zone->counters = old->counters;
+    zone->responses = old->responses;
+    zone->nresponses = old->nresponses;
+    zone->breakers = old->breakers;
+    zone->nbreakers = old->nbreakers;
+    zone->size = old->size;
+    zone->share = old->share;
+
+    ngx_memcpy(zone->secret, old->secret, sizeof(zone->secret));
+
+    ngx_http_kontext_breakers_init(zone, zone->main);
+
+    zone->table = kx_session_table_attach(old->table, zone->size,
+                                          zone->share);
+
+    if (zone->table == NULL) {
+        zone->table = kx_session_table_create(old->table, zone->size,
+                                              zone->share);
+    }
 
     return zone->table ? NGX_OK : NGX_ERROR;
 }
@@ -413,8 +432,7 @@ ngx_http_kontext_zone_enter(ngx_http_kontext_zone_t *zone)
     ngx_shmtx_lock(&zone->shpool->mutex);
 
     if (kx_session_table_check(zone->table) == KX_ERROR) {
-        (void) kx_session_table_create(zone->table, zone->size, zone->share,
-                                       zone->secret);
+        (void) kx_session_table_create(zone->table, zone->size, zone->share);
     }
 }
 

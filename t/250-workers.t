@@ -13,6 +13,7 @@ use POSIX ();
 
 my $CONVERSATIONS = $ENV{KONTEXT_CONVERSATIONS} || 10_000;
 my $CLIENTS = 4;
+my $HEAD = 16384;
 
 my $llm = Kontext::Mock->new(name => 'llm');
 my $ads = Kontext::Mock->ad_server;
@@ -177,6 +178,48 @@ sub turn_ok {
     answer_ok($c, $name);
 
     return logged($t);
+}
+
+
+# the same, whether or not there is an ad
+
+sub whole_ok {
+    my ($c, $name, $conversation, @texts) = @_;
+    my ($req) = ask($c, $conversation, @texts);
+
+    local $Test::Builder::Level = $Test::Builder::Level + 1;
+
+    $req->start->event(@ANSWER)->finish;
+
+    my ($body, $ad) = without_kontext($c->read_response->body);
+
+    is($body, sse(@ANSWER), "$name: the answer is whole");
+
+    return $ad;
+}
+
+
+# all of the zone but what nginx itself has there, in front
+
+sub write_zone {
+    my ($byte) = @_;
+    my ($start, $end);
+
+    no warnings 'portable';     # of more than 32 bits
+
+    open(my $maps, '<', "/proc/$nginx->{pid}/maps") or die "maps: $!";
+
+    while (<$maps>) {
+        ($start, $end) = (hex $1, hex $2)
+            if /^([0-9a-f]+)-([0-9a-f]+) rw-s / && hex($2) - hex($1) == 2 ** 20;
+    }
+
+    die 'no zone' if !$end;
+
+    open(my $mem, '+<:raw', "/proc/$nginx->{pid}/mem") or die "mem: $!";
+    sysseek($mem, $start + $HEAD, 0) or die "seek: $!";
+    syswrite($mem, $byte x ($end - $start - $HEAD))
+        == $end - $start - $HEAD or die "write: $!";
 }
 
 
@@ -350,6 +393,35 @@ my @history = ('Question 0?');
     turn_ok($nginx->client, 'the same size', 'one', @history);
     is(scalar(@inits = calls('/init', 'one')), 2,
        'the same size again: none');
+}
+
+
+# A worker may write anywhere in the zone.  What it is made of is not read from
+# there, by nobody: chats go on, and so does a reload.  The first pages are
+# those of nginx itself, with the lock.
+
+foreach my $byte ("\xff", "\0", "\x5a") {
+    my $name = sprintf('a zone full of %02x', ord $byte);
+
+    write_zone($byte);
+
+    foreach my $i (1 .. 4) {
+        whole_ok($nginx->client, $name, "damaged-$i", 'Hi');
+    }
+
+    $nginx->reload;
+
+    foreach my $i (1 .. 4) {
+        whole_ok($nginx->client, "$name, a reload", "damaged-$i", 'Hi again');
+    }
+
+    # what was written there ends, and there are ads again
+
+    my $i = 0;
+
+    wait_until("$name: an ad", sub {
+        return defined whole_ok($nginx->client, $name, 'after-' . ++$i, 'Hi');
+    });
 }
 
 

@@ -55,9 +55,6 @@ static unsigned char         ids[KX_MAX_MESSAGES * KX_API_MAX_MESSAGE_ID];
 
 static unsigned char         large[KX_MAX_CONTENT + 1];
 
-static const unsigned char  *secret = (const unsigned char *)
-                                      "0123456789abcdefghijklmnopqrstuv";
-
 static const unsigned char   server1[KX_ID_LEN] = "sessionId one..";
 static const unsigned char   reply1[KX_ID_LEN] = "first assistant";
 static const unsigned char   reply2[KX_ID_LEN] = "secnd assistant";
@@ -81,7 +78,7 @@ make(size_t n)
     assert_int_equal(posix_memalign((void **) &mem, 64, n), 0);
     memset(mem, 0xa5, n);
 
-    t = kx_session_table_create(mem, n, SHARE, secret);
+    t = kx_session_table_create(mem, n, SHARE);
     assert_non_null(t);
 
     now = NOW;
@@ -2028,7 +2025,7 @@ test_no_room_to_open(void **state)
         free(mem);
         assert_int_equal(posix_memalign((void **) &mem, 64, n), 0);
 
-        t = kx_session_table_create(mem, n, SHARE, secret);
+        t = kx_session_table_create(mem, n, SHARE);
         if (t == NULL) {
             continue;
         }

@@ -81,9 +81,6 @@ static const char          *name;
 static unsigned             nsteps;
 static unsigned             nkilled;
 
-static const unsigned char  secret1[32] = "the secret of the first table..";
-static const unsigned char  secret2[32] = "another secret, of the second..";
-
 
 #define check(expr)                                                           \
     do {                                                                      \
@@ -647,7 +644,7 @@ operate_check(void)
 static void
 operate_create(void)
 {
-    (void) kx_session_table_create(mem, size, share, secret2);
+    (void) kx_session_table_create(mem, size, share);
 }
 
 
@@ -738,7 +735,7 @@ survived(const scenario_t *sc)
         check(sc->operate == operate_create);
         check(kx_session_table_attach(mem, size, share) == NULL);
         check(kx_session_table_find(t, key(2), NOW + 9, IDLE) == NULL);
-        check(kx_session_table_create(mem, size, share, secret2) == t);
+        check(kx_session_table_create(mem, size, share) == t);
     }
 
     check(kx_session_table_verify(t) == KX_OK);
@@ -746,10 +743,6 @@ survived(const scenario_t *sc)
     check(kx_session_table_attach(mem, size, share) == t);
     check(t->slots == SLOTS);
     check(t->buckets == BUCKETS);
-
-    check(memcmp(t->secret, secret1, 32) == 0
-          || (sc->operate == operate_create
-              && memcmp(t->secret, secret2, 32) == 0));
 
     missing = 0;
 
@@ -935,7 +928,7 @@ test(const scenario_t *sc)
     size = share ? STORE_SIZE : SIZE;
 
     memset(mem, 0, size);
-    t = kx_session_table_create(mem, size, share, secret1);
+    t = kx_session_table_create(mem, size, share);
     check(t != NULL);
 
     sc->prepare();

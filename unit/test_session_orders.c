@@ -142,9 +142,6 @@ static char                  ids[MOST + 1][16];
 static char                  texts[MOST + 1][32];
 static char                  events[KINDS][MOST + 2][32];
 
-static const unsigned char  *secret = (const unsigned char *)
-                                      "0123456789abcdefghijklmnopqrstuv";
-
 static const unsigned char   key[KX_ID_LEN] = "a conversation.";
 
 static const kx_str_t  placements[] = {
@@ -978,7 +975,7 @@ run(const unsigned char *taken, unsigned last)
 {
     model_t  m;
 
-    t = kx_session_table_create(mem, SIZE, SHARE, secret);
+    t = kx_session_table_create(mem, SIZE, SHARE);
     assert_non_null(t);
 
     memset(&m, 0, sizeof(model_t));

@@ -51,8 +51,6 @@ static unsigned char        *mem;
 static size_t                size;
 static unsigned              share;
 static kx_session_table_t   *t;
-static const unsigned char  *secret = (const unsigned char *)
-                                      "0123456789abcdefghijklmnopqrstuv";
 
 static model_t               models[MODELS];
 static unsigned              salt;
@@ -96,7 +94,7 @@ make(size_t n, unsigned part)
     assert_int_equal(posix_memalign((void **) &mem, 64, size + 1), 0);
     memset(mem, 0xa5, size + 1);
 
-    t = kx_session_table_create(mem, size, share, secret);
+    t = kx_session_table_create(mem, size, share);
 
     memset(models, 0, sizeof(models));
 }
@@ -116,7 +114,7 @@ make_store(uint32_t slots, uint32_t blocks)
             free(mem);
             assert_int_equal(posix_memalign((void **) &mem, 64, n), 0);
 
-            t = kx_session_table_create(mem, n, share, secret);
+            t = kx_session_table_create(mem, n, share);
 
             if (t && t->slots == slots && kx_store_view(t, &v) == KX_OK
                 && v.n == blocks)
@@ -2497,7 +2495,7 @@ test_random_damage(void **state)
 
                 if (rc == KX_ERROR) {
                     assert_int_equal(from, 0);
-                    t = kx_session_table_create(mem, size, share, secret);
+                    t = kx_session_table_create(mem, size, share);
                 }
             }
 
@@ -2507,7 +2505,7 @@ test_random_damage(void **state)
         t->dirty = 1;
 
         if (kx_session_table_check(t) == KX_ERROR) {
-            t = kx_session_table_create(mem, size, share, secret);
+            t = kx_session_table_create(mem, size, share);
         }
 
         verify();

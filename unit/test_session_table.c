@@ -25,8 +25,6 @@
 static unsigned char        *mem;
 static size_t                size;
 static kx_session_table_t   *t;
-static const unsigned char  *secret = (const unsigned char *)
-                                      "0123456789abcdefghijklmnopqrstuv";
 
 
 /* offset of the slots, as the layout has it */
@@ -54,7 +52,7 @@ make(size_t n)
     assert_int_equal(posix_memalign((void **) &mem, 64, size), 0);
     memset(mem, 0xa5, size);
 
-    t = kx_session_table_create(mem, size, 0, secret);
+    t = kx_session_table_create(mem, size, 0);
 }
 
 
@@ -171,7 +169,6 @@ test_create_fits(void **state)
         assert_int_equal(t->buckets & (t->buckets - 1), 0);
         assert_true(t->buckets * 2 >= t->slots);
         assert_true(t->buckets <= t->slots);
-        assert_memory_equal(t->secret, secret, 32);
         assert_int_equal(t->repaired, 0);
         assert_int_equal(kx_session_table_check(t), KX_OK);
         verify();
@@ -580,7 +577,6 @@ test_check_drops_what_was_being_changed(void **state)
         verify();
     }
 
-    assert_memory_equal(t->secret, secret, 32);
     assert_int_equal(kx_session_table_check(t), KX_OK);
 }
 
@@ -728,7 +724,7 @@ test_words_of_the_size(void **state)
 
     kx_session_table_close(t, slot(0));
 
-    assert_ptr_equal(kx_session_table_create(mem, size, 0, secret), t);
+    assert_ptr_equal(kx_session_table_create(mem, size, 0), t);
     assert_int_equal(kx_session_table_check(t), KX_OK);
     verify();
     assert_non_null(open_at(1, NOW));

@@ -8,7 +8,7 @@
 
 /* to be changed with the layout of the table or of a record */
 
-#define KX_SESSION_LAYOUT     0x6b78736573730003ULL
+#define KX_SESSION_LAYOUT     0x6b78736573730004ULL
 
 /* an odd number and its inverse modulo 2^64 */
 #define KX_SESSION_FACTOR     0x9e3779b97f4a7c15ULL
@@ -79,8 +79,7 @@ static uint32_t *kx_session_table_buckets(kx_session_table_t *t);
 
 
 kx_session_table_t *
-kx_session_table_create(void *mem, size_t size, unsigned share,
-    const unsigned char secret[32])
+kx_session_table_create(void *mem, size_t size, unsigned share)
 {
     uint64_t                word;
     kx_session_table_t     *t;
@@ -98,14 +97,13 @@ kx_session_table_create(void *mem, size_t size, unsigned share,
 
     t = mem;
 
-    /* what was here may not be taken for a table that has half a secret */
+    /* what was here may not be taken for a table that is half made */
 
     t->magic = 0;
     t->seal = 0;
     kx_barrier();
 
     memset(t, 0, sizeof(kx_session_table_t));
-    memcpy(t->secret, secret, sizeof(t->secret));
 
     t->size = word;
     t->slots = g.slots;

@@ -48,7 +48,6 @@ typedef struct {
     uint64_t        evicted;         /* counters since the block was made */
     uint64_t        expired;
     uint64_t        repaired;
-    unsigned char   secret[32];      /* keys of kx_sip_init() */
     uint64_t        seal;            /* the magic in other words */
     /* buckets of uint32_t, then the slots, then session_store.h */
 } kx_session_table_t;
@@ -56,12 +55,11 @@ typedef struct {
 
 /*
  * Formats size bytes at mem (aligned to 64).  share is how many 64ths of them
- * become the store of session_store.h, 0 to KX_SESSION_MAX_SHARE.  secret is
- * random.  Returns the table, at the same address, or NULL when the block
- * cannot hold a session.
+ * become the store of session_store.h, 0 to KX_SESSION_MAX_SHARE.  Returns the
+ * table, at the same address, or NULL when the block cannot hold a session.
  */
 kx_session_table_t *kx_session_table_create(void *mem, size_t size,
-    unsigned share, const unsigned char secret[32]);
+    unsigned share);
 
 /*
  * Takes over a block that another process or cycle has formatted.  NULL if it
