@@ -198,7 +198,13 @@ kx_answer_repeat(kx_answer_t *a, const kx_framer_t *f, const unsigned char *p,
         return p;
     }
 
-    while ((end = kx_shape_match(&a->shape, p, last, &raw)) != NULL) {
+    while (p < last) {
+        end = kx_shape_match(&a->shape, p, last, &raw);
+
+        if (end == NULL) {
+            break;
+        }
+
         kx_answer_text(a, &raw);
         p = end;
     }
