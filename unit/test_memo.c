@@ -151,17 +151,30 @@ some_tag(uint64_t i)
 static void
 old_memos_give_way_to_new_ones(void **state)
 {
-    unsigned   i, found;
-    kx_memo_t  memo;
+    unsigned          i, found;
+    uint64_t          hash;
+    kx_memo_t         memo;
+    const kx_memo_t  *known;
 
     (void) state;
 
     memset(&memo, 0, sizeof(kx_memo_t));
 
     for (i = 1; i <= 1000; i++) {
-        kx_memo_put(&memos, some_tag(i), 0, &memo);
+        memo.len = i;
+        kx_memo_put(&memos, some_tag(i), i, &memo);
 
         assert_true(is_known(some_tag(i)));
+    }
+
+    for (i = 1; i <= 1000; i++) {
+
+        /* one that had to move is what it was */
+
+        if (kx_memo_find(&memos, some_tag(i), &hash, &known) == KX_OK) {
+            assert_int_equal(hash, i);
+            assert_int_equal(known->len, i);
+        }
     }
 
     for (i = 1, found = 0; i <= 1000; i++) {
@@ -169,6 +182,31 @@ old_memos_give_way_to_new_ones(void **state)
     }
 
     assert_int_equal(found, SETS * KX_MEMO_SET);
+}
+
+
+/* where it was fetched ahead from: nothing else has to be waited for */
+
+static void
+a_new_memo_is_in_its_first_place(void **state)
+{
+    unsigned          i;
+    uint64_t          tag;
+    kx_memo_t         memo;
+    kx_memo_place_t  *place;
+
+    (void) state;
+
+    memset(&memo, 0, sizeof(kx_memo_t));
+
+    for (i = 1; i <= 1000; i++) {
+        tag = some_tag(i * i);
+        kx_memo_put(&memos, tag, 0, &memo);
+
+        place = &memos.sets[tag & memos.mask].places[kx_memo_first(tag)];
+
+        assert_true(place->tag == tag);
+    }
 }
 
 
@@ -479,6 +517,7 @@ main(void)
     const struct CMUnitTest  tests[] = {
         cmocka_unit_test_setup(a_memo_is_found_by_its_tag, setup),
         cmocka_unit_test_setup(a_memo_replaces_the_one_with_its_tag, setup),
+        cmocka_unit_test_setup(a_new_memo_is_in_its_first_place, setup),
         cmocka_unit_test_setup(old_memos_give_way_to_new_ones, setup),
         cmocka_unit_test_setup(a_table_has_a_size_that_is_a_power_of_two,
                                setup),

@@ -53,16 +53,30 @@ void
 kx_memo_put(kx_memo_table_t *t, uint64_t tag, uint64_t hash,
     const kx_memo_t *memo)
 {
-    kx_memo_place_t  *place;
+    kx_memo_set_t    *set;
+    kx_memo_place_t  *place, *first;
 
     place = kx_memo_place(t, tag);
+    set = &t->sets[tag & t->mask];
 
     if (place == NULL) {
 
         /* any of them, in an order that has nothing to do with the tags */
 
         t->next = t->next * 1664525 + 1013904223;
-        place = &t->sets[tag & t->mask].places[t->next >> 30];
+        place = &set->places[t->next >> 30];
+    }
+
+    if (place->tag != tag) {
+
+        /* a new one will be asked for the soonest: it is fetched ahead */
+
+        first = &set->places[kx_memo_first(tag)];
+
+        if (place != first) {
+            *place = *first;
+            place = first;
+        }
     }
 
     place->tag = tag;
