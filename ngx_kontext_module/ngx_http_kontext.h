@@ -1106,8 +1106,9 @@ ngx_http_kontext_call_t *ngx_http_kontext_call_create(
     ngx_http_kontext_call_e kind);
 
 /*
- * Sends it; body is released, NULL is no memory.  The handler is called once,
- * and the call is freed after it.  NGX_ERROR: it is freed, without a word.
+ * Sends it; body is the call's from now on, and released with it; NULL is no
+ * memory.  The handler is called once, and the call is freed after it.
+ * NGX_ERROR: it is freed, without a word.
  */
 ngx_int_t ngx_http_kontext_call_start(ngx_http_kontext_call_t *call,
     char *body, size_t len);

@@ -13,6 +13,7 @@
 #define NGX_HTTP_KONTEXT_RETRIES  3     /* of /init and of /preload */
 
 
+static void ngx_http_kontext_call_release(void *data);
 static ngx_int_t ngx_http_kontext_call_send(ngx_http_kontext_call_t *call);
 static ngx_int_t ngx_http_kontext_call_request(ngx_http_kontext_call_t *call,
     ngx_http_request_t *sr);
@@ -86,18 +87,21 @@ ngx_http_kontext_call_start(ngx_http_kontext_call_t *call, char *body,
 {
     u_char              *p;
     ngx_str_t           *prefix, *path;
+    ngx_pool_cleanup_t  *cln;
     ngx_http_request_t  *r;
 
     r = call->request;
 
-    call->body.data = body ? ngx_pnalloc(r->pool, len) : NULL;
+    cln = ngx_pool_cleanup_add(r->pool, 0);
 
-    if (call->body.data) {
-        ngx_memcpy(call->body.data, body, len);
+    if (body && cln) {
+        cln->handler = ngx_http_kontext_call_release;
+        cln->data = body;
+
+        call->body.data = (u_char *) body;
         call->body.len = len;
-    }
 
-    if (body) {
+    } else if (body) {
         kx_protocol_free(body);
     }
 
@@ -119,6 +123,13 @@ ngx_http_kontext_call_start(ngx_http_kontext_call_t *call, char *body,
     call->uri.len = p - call->uri.data;
 
     return ngx_http_kontext_call_launch(call);
+}
+
+
+static void
+ngx_http_kontext_call_release(void *data)
+{
+    kx_protocol_free(data);
 }
 
 
