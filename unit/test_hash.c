@@ -478,36 +478,46 @@ test_mix_splits(void **state)
 }
 
 
+static uint64_t
+mix(const char *key, const unsigned char *p, size_t len)
+{
+    kx_mix_t  h;
+
+    kx_mix_init(&h, (const unsigned char *) key);
+    kx_mix_update(&h, p, len);
+
+    return kx_mix_final(&h);
+}
+
+
+static uint64_t
+mix_once(const char *key, const unsigned char *p, size_t len)
+{
+    return kx_mix_once((const unsigned char *) key, 3, 4, p, len);
+}
+
+
 /* another key, length or bit gives another value */
 
 static void
-test_mix_differs(void **state)
+mix_differs(uint64_t (*hash)(const char *, const unsigned char *, size_t),
+    size_t size)
 {
     size_t         i, j, n;
     uint64_t       seen[600];
-    kx_mix_t       h;
     unsigned char  p[40];
 
     memset(p, 0, sizeof(p));
     n = 0;
 
-    for (i = 0; i <= sizeof(p); i++) {
-        kx_mix_init(&h, (unsigned char *) "0123456789abcdef");
-        kx_mix_update(&h, p, i);
-        seen[n++] = kx_mix_final(&h);
-
-        kx_mix_init(&h, (unsigned char *) "fedcba9876543210");
-        kx_mix_update(&h, p, i);
-        seen[n++] = kx_mix_final(&h);
+    for (i = 0; i <= size; i++) {
+        seen[n++] = hash("0123456789abcdef", p, i);
+        seen[n++] = hash("fedcba9876543210", p, i);
     }
 
-    for (i = 0; i < sizeof(p) * 8; i++) {
+    for (i = 0; i < size * 8; i++) {
         p[i / 8] ^= (unsigned char) (1 << (i % 8));
-
-        kx_mix_init(&h, (unsigned char *) "0123456789abcdef");
-        kx_mix_update(&h, p, sizeof(p));
-        seen[n++] = kx_mix_final(&h);
-
+        seen[n++] = hash("0123456789abcdef", p, size);
         p[i / 8] ^= (unsigned char) (1 << (i % 8));
     }
 
@@ -516,6 +526,41 @@ test_mix_differs(void **state)
             assert_true(seen[i] != seen[j]);
         }
     }
+}
+
+
+static void
+test_mix_differs(void **state)
+{
+    (void) state;
+
+    mix_differs(mix, 40);
+}
+
+
+static void
+test_mix_once_differs(void **state)
+{
+    size_t                size, i;
+    const unsigned char  *key = (const unsigned char *) "0123456789abcdef";
+
+    (void) state;
+
+    for (size = 0; size <= 40; size++) {
+        mix_differs(mix_once, size);
+    }
+
+    /* so do the words, and their order */
+
+    for (i = 0; i <= 16; i += 8) {
+        assert_true(kx_mix_once(key, 1, 2, key, i)
+                    != kx_mix_once(key, 2, 1, key, i));
+        assert_true(kx_mix_once(key, 1, 2, key, i)
+                    != kx_mix_once(key, 1, 3, key, i));
+    }
+
+    assert_true(kx_mix_once(key, 1, 2, NULL, 0)
+                == kx_mix_once(key, 1, 2, "", 0));
 }
 
 
@@ -532,6 +577,7 @@ main(void)
         cmocka_unit_test(test_sha256_twins),
         cmocka_unit_test(test_mix_splits),
         cmocka_unit_test(test_mix_differs),
+        cmocka_unit_test(test_mix_once_differs),
         cmocka_unit_test(test_sip64_vectors),
         cmocka_unit_test(test_sip128_vectors),
         cmocka_unit_test(test_sip_splits),

@@ -559,17 +559,11 @@ kx_conversation_tagged(const kx_conversation_t *cv, kx_kept_t *kept)
 static uint64_t
 kx_conversation_tag(const kx_conversation_t *cv, const kx_kept_t *kept)
 {
-    uint64_t   tag, head[2];
-    kx_mix_t   mix;
+    uint64_t  tag;
 
-    head[0] = (uint64_t) kept->role;
-    head[1] = (uint64_t) (uintptr_t) cv->dialect;
-
-    kx_mix_init(&mix, cv->key);
-    kx_mix_update(&mix, head, sizeof(head));
-    kx_mix_update(&mix, kept->content.data, kept->content.len);
-
-    tag = kx_mix_final(&mix);
+    tag = kx_mix_once(cv->key, (uint64_t) kept->role,
+                      (uint64_t) (uintptr_t) cv->dialect,
+                      kept->content.data, kept->content.len);
 
     return tag ? tag : 1;
 }
@@ -579,13 +573,10 @@ static uint64_t
 kx_conversation_owner(const kx_conversation_t *cv,
     const kx_str_t *conversation_id)
 {
-    uint64_t   owner;
-    kx_mix_t   mix;
+    uint64_t  owner;
 
-    kx_mix_init(&mix, cv->key);
-    kx_mix_update(&mix, conversation_id->data, conversation_id->len);
-
-    owner = kx_mix_final(&mix);
+    owner = kx_mix_once(cv->key, 0, 0, conversation_id->data,
+                        conversation_id->len);
 
     return owner ? owner : 1;
 }

@@ -43,8 +43,8 @@ static void kx_sip_last(kx_sip_t *h);
 static uint64_t kx_sip_digest(kx_sip_t *h);
 static inline uint64_t kx_get64(const unsigned char *p);
 static void kx_put64(unsigned char *p, uint64_t n);
-static const unsigned char *kx_mix_words(kx_mix_t *h, const unsigned char *p,
-    size_t n);
+static inline const unsigned char *kx_mix_words(kx_mix_t *h,
+    const unsigned char *p, size_t n);
 static inline uint64_t kx_mix_fold(uint64_t x, uint64_t y);
 static const unsigned char *kx_sha256_blocks(kx_sha256_t *h,
     const unsigned char *p, size_t n);
@@ -326,7 +326,44 @@ kx_mix_final(kx_mix_t *h)
 }
 
 
-static const unsigned char *
+/*
+ * The last block overlaps the one before, or, if there is none, is filled with
+ * zeros: the length tells one from the other.
+ */
+
+uint64_t
+kx_mix_once(const unsigned char *key, uint64_t a, uint64_t b, const void *p,
+    size_t len)
+{
+    kx_mix_t              h;
+    const unsigned char  *last;
+
+    kx_mix_init(&h, key);
+
+    h.value = kx_mix_fold(a ^ h.k1, b ^ h.k0);
+    last = p;
+
+    if (len >= 16) {
+        (void) kx_mix_words(&h, p, (len - 1) / 16);
+        last += len - 16;
+
+    } else {
+        memset(h.tail, 0, sizeof(h.tail));
+
+        if (len) {
+            memcpy(h.tail, p, len);
+        }
+
+        last = h.tail;
+    }
+
+    (void) kx_mix_words(&h, last, 1);
+
+    return kx_mix_fold(h.value ^ len, h.k0);
+}
+
+
+static inline const unsigned char *
 kx_mix_words(kx_mix_t *h, const unsigned char *p, size_t n)
 {
     uint64_t  value;

@@ -71,6 +71,13 @@ void kx_mix_update(kx_mix_t *h, const void *p, size_t len);
 uint64_t kx_mix_final(kx_mix_t *h);
 
 /*
+ * Another one of two words and len bytes at p at once, for what lies in one
+ * piece.
+ */
+uint64_t kx_mix_once(const unsigned char *key, uint64_t a, uint64_t b,
+    const void *p, size_t len);
+
+/*
  * Where the processor has instructions for it, they are used, unless a test
  * asks for plain C.
  */

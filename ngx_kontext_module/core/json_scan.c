@@ -98,6 +98,29 @@ static const unsigned char  kx_escapes[256] = {
 };
 
 
+/* by the first character */
+
+static const unsigned char  kx_json_types[256] = {
+    ['"'] = KX_JSON_STRING,
+    ['{'] = KX_JSON_OBJECT,
+    ['['] = KX_JSON_ARRAY,
+    ['t'] = KX_JSON_TRUE,
+    ['f'] = KX_JSON_FALSE,
+    ['n'] = KX_JSON_NULL,
+    ['-'] = KX_JSON_NUMBER,
+    ['0'] = KX_JSON_NUMBER,
+    ['1'] = KX_JSON_NUMBER,
+    ['2'] = KX_JSON_NUMBER,
+    ['3'] = KX_JSON_NUMBER,
+    ['4'] = KX_JSON_NUMBER,
+    ['5'] = KX_JSON_NUMBER,
+    ['6'] = KX_JSON_NUMBER,
+    ['7'] = KX_JSON_NUMBER,
+    ['8'] = KX_JSON_NUMBER,
+    ['9'] = KX_JSON_NUMBER
+};
+
+
 void
 kx_json_init(kx_json_t *j, const unsigned char *p, size_t len)
 {
@@ -113,42 +136,7 @@ kx_json_init(kx_json_t *j, const unsigned char *p, size_t len)
 kx_json_type_e
 kx_json_type(kx_json_t *j)
 {
-    switch (kx_json_peek(j)) {
-
-    case '"':
-        return KX_JSON_STRING;
-
-    case '{':
-        return KX_JSON_OBJECT;
-
-    case '[':
-        return KX_JSON_ARRAY;
-
-    case 't':
-        return KX_JSON_TRUE;
-
-    case 'f':
-        return KX_JSON_FALSE;
-
-    case 'n':
-        return KX_JSON_NULL;
-
-    case '-':
-    case '0':
-    case '1':
-    case '2':
-    case '3':
-    case '4':
-    case '5':
-    case '6':
-    case '7':
-    case '8':
-    case '9':
-        return KX_JSON_NUMBER;
-
-    default:
-        return KX_JSON_BAD;
-    }
+    return (kx_json_type_e) kx_json_types[kx_json_peek(j)];
 }
 
 

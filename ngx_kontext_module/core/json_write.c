@@ -24,6 +24,7 @@
 
 static inline int kx_json_write_room(kx_json_writer_t *w, size_t len);
 static int kx_json_write_grow(kx_json_writer_t *w, size_t len);
+static inline void kx_json_write_next(kx_json_writer_t *w, const char *name);
 static void kx_json_write_name(kx_json_writer_t *w, const char *name);
 static void kx_json_write(kx_json_writer_t *w, const void *p, size_t len);
 #ifdef __SSE2__
@@ -106,7 +107,7 @@ kx_json_write_grow(kx_json_writer_t *w, size_t len)
 void
 kx_json_write_open(kx_json_writer_t *w, const char *name, char bracket)
 {
-    kx_json_write_name(w, name);
+    kx_json_write_next(w, name);
 
     if (kx_json_write_room(w, 1) == KX_OK) {
         *w->pos++ = (unsigned char) bracket;
@@ -121,6 +122,19 @@ kx_json_write_close(kx_json_writer_t *w, char bracket)
 {
     if (kx_json_write_room(w, 1) == KX_OK) {
         *w->pos++ = (unsigned char) bracket;
+    }
+
+    w->comma = 1;
+}
+
+
+/* what stands in front of a value, if anything */
+
+static inline void
+kx_json_write_next(kx_json_writer_t *w, const char *name)
+{
+    if (name || w->comma) {
+        kx_json_write_name(w, name);
     }
 
     w->comma = 1;
@@ -154,7 +168,6 @@ kx_json_write_name(kx_json_writer_t *w, const char *name)
     }
 
     w->pos = p;
-    w->comma = 1;
 }
 
 
@@ -177,7 +190,7 @@ kx_json_write_string(kx_json_writer_t *w, const char *name, const kx_str_t *s,
     size_t                n;
     const unsigned char  *p, *start, *last;
 
-    kx_json_write_name(w, name);
+    kx_json_write_next(w, name);
 
     if (kx_json_write_room(w, 1) != KX_OK) {
         return;
@@ -242,7 +255,7 @@ kx_json_write_raw(kx_json_writer_t *w, const char *name, const kx_str_t *raw)
 {
     unsigned char  *p;
 
-    kx_json_write_name(w, name);
+    kx_json_write_next(w, name);
 
     if (kx_json_write_room(w, raw->len + 2) != KX_OK) {
         return;
@@ -394,7 +407,7 @@ kx_json_write_number(kx_json_writer_t *w, const char *name, double n)
     char     *p, buf[KX_WRITE_NUMBER];
     uint32_t  whole;
 
-    kx_json_write_name(w, name);
+    kx_json_write_next(w, name);
 
     if (n >= 0 && n <= UINT32_MAX && n == (double) (uint32_t) n) {
         p = buf + KX_WRITE_NUMBER;
@@ -427,7 +440,7 @@ kx_json_write_number(kx_json_writer_t *w, const char *name, double n)
 void
 kx_json_write_bool(kx_json_writer_t *w, const char *name, unsigned flag)
 {
-    kx_json_write_name(w, name);
+    kx_json_write_next(w, name);
 
     if (flag) {
         kx_json_write(w, "true", 4);

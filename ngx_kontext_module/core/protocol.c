@@ -973,7 +973,7 @@ static void
 kx_time_write(char dst[32], uint64_t ms, kx_day_t *day)
 {
     char      *p;
-    unsigned   msec;
+    unsigned   msec, sec, min;
 
     if (ms > KX_LAST_TIME) {
         ms = KX_LAST_TIME;
@@ -985,19 +985,24 @@ kx_time_write(char dst[32], uint64_t ms, kx_day_t *day)
     }
 
     msec = (unsigned) (ms - (day->next - KX_DAY));
+    sec = msec / 1000;
+    min = sec / 60;
+
+    msec -= sec * 1000;
+    sec -= min * 60;
 
     memcpy(dst, day->date, KX_DATE_LEN);
 
     p = dst + KX_DATE_LEN;
 
     *p++ = 'T';
-    p = kx_time_pair(p, msec / 3600000);
+    p = kx_time_pair(p, min / 60);
     *p++ = ':';
-    p = kx_time_pair(p, msec / 60000 % 60);
+    p = kx_time_pair(p, min % 60);
     *p++ = ':';
-    p = kx_time_pair(p, msec / 1000 % 60);
+    p = kx_time_pair(p, sec);
     *p++ = '.';
-    *p++ = (char) ('0' + msec / 100 % 10);
+    *p++ = (char) ('0' + msec / 100);
     p = kx_time_pair(p, msec % 100);
     *p++ = 'Z';
     *p = '\0';
