@@ -43,6 +43,7 @@ typedef struct {
 
     /* lookup */
     kx_session_table_t  *table;
+    size_t            size;
     unsigned char    *keys;
     size_t            nkeys;
 
@@ -217,7 +218,7 @@ bench_lookup(void *data)
 
     for (i = 0; i < b->nkeys; i++) {
 
-        if (kx_session_table_check(b->table) != KX_OK
+        if (kx_session_table_check(b->table, b->size, 0) != KX_OK
             || kx_session_table_find(b->table, b->keys + i * KX_ID_LEN, 1000,
                                      1800000)
                == NULL)
@@ -332,6 +333,7 @@ bench_table(bench_t *b, size_t sessions)
 
     memset(mem, 0, size);
 
+    b->size = size;
     b->table = kx_session_table_create(mem, size, 0);
     if (b->table == NULL) {
         bench_die("no table");

@@ -96,7 +96,7 @@ lock(run_t *r)
 {
     int  rc;
 
-    rc = kx_session_table_check(r->t);
+    rc = kx_session_table_check(r->t, r->size, r->share);
 
     if (rc == KX_ERROR) {
         check(r->damaged);
@@ -615,7 +615,7 @@ settle(run_t *r)
     /* whatever it was, a repair leaves it whole */
 
     r->t->dirty = 1;
-    rc = kx_session_table_check(r->t);
+    rc = kx_session_table_check(r->t, r->size, r->share);
 
     if (rc == KX_ERROR) {
         check(r->damaged);

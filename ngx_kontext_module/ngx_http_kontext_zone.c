@@ -431,7 +431,9 @@ ngx_http_kontext_zone_enter(ngx_http_kontext_zone_t *zone)
 {
     ngx_shmtx_lock(&zone->shpool->mutex);
 
-    if (kx_session_table_check(zone->table) == KX_ERROR) {
+    if (kx_session_table_check(zone->table, zone->size, zone->share)
+        == KX_ERROR)
+    {
         (void) kx_session_table_create(zone->table, zone->size, zone->share);
     }
 }

@@ -2153,7 +2153,8 @@ test_damage(void **state)
             (void) assistant(name("b", i));
         }
 
-        assert_int_not_equal(kx_session_table_check(t), KX_ERROR);
+        assert_int_not_equal(kx_session_table_check(t, size, SHARE),
+                             KX_ERROR);
 
         s = kx_session_table_find(t, key, now, IDLE);
 

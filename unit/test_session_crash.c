@@ -637,7 +637,7 @@ operate_store_find(void)
 static void
 operate_check(void)
 {
-    (void) kx_session_table_check(t);
+    (void) kx_session_table_check(t, size, share);
 }
 
 
@@ -726,7 +726,7 @@ survived(const scenario_t *sc)
 
     static const kx_session_t  zero;
 
-    rc = kx_session_table_check(t);
+    rc = kx_session_table_check(t, size, share);
 
     if (rc == KX_ERROR) {
 
@@ -739,7 +739,7 @@ survived(const scenario_t *sc)
     }
 
     check(kx_session_table_verify(t) == KX_OK);
-    check(kx_session_table_check(t) == KX_OK);
+    check(kx_session_table_check(t, size, share) == KX_OK);
     check(kx_session_table_attach(mem, size, share) == t);
     check(t->slots == SLOTS);
     check(t->buckets == BUCKETS);

@@ -651,7 +651,7 @@ code_init(const model_t *m, unsigned enabled)
 static int
 code_do(const model_t *m, const model_t *older, do_e what)
 {
-    check(kx_session_table_check(t) == KX_OK);
+    check(kx_session_table_check(t, SIZE, SHARE) == KX_OK);
 
     s = kx_session_table_find(t, key, NOW + m->done, IDLE);
     check(s != NULL);

@@ -523,7 +523,7 @@ static void
 repair(void)
 {
     t->dirty = 1;
-    assert_int_equal(kx_session_table_check(t), KX_DONE);
+    assert_int_equal(kx_session_table_check(t, size, share), KX_DONE);
 }
 
 
@@ -579,7 +579,7 @@ test_geometry(void **state)
             last = slot(t->slots);
             assert_true((unsigned char *) last <= mem + n);
 
-            assert_int_equal(kx_session_table_check(t), KX_OK);
+            assert_int_equal(kx_session_table_check(t, size, share), KX_OK);
             verify();
             assert_ptr_equal(kx_session_table_attach(mem, n, part), t);
             assert_null(kx_session_table_attach(mem, n, part + 1));
@@ -653,7 +653,7 @@ test_words_of_the_size(void **state)
             t->size ^= (j & 4) ? bit : 0;
             t->slots ^= (j & 8) ? 1U << i % 32 : 0;
 
-            assert_int_equal(kx_session_table_check(t), KX_DONE);
+            assert_int_equal(kx_session_table_check(t, size, share), KX_DONE);
             assert_true(t->size == good.size);
             assert_true(t->magic == good.magic);
             assert_int_equal(t->slots, good.slots);
@@ -668,7 +668,7 @@ test_words_of_the_size(void **state)
     t->seal ^= 0x20;
     t->size = 0x1000000000 + KX_SESSION_MAX_SHARE;
 
-    assert_int_equal(kx_session_table_check(t), KX_ERROR);
+    assert_int_equal(kx_session_table_check(t, size, share), KX_ERROR);
     assert_int_equal(kx_store_view(t, &v), KX_DECLINED);
     assert_null(kx_store_find(t, 0, id(0), NOW, IDLE));
     assert_null(kx_store_find(t, 0x3fffff, id(0), NOW, IDLE));
@@ -723,7 +723,7 @@ test_without_a_store(void **state)
         assert_int_equal(kx_store_next(t, &item), KX_DECLINED);
 
         verify();
-        assert_int_equal(kx_session_table_check(t), KX_OK);
+        assert_int_equal(kx_session_table_check(t, size, share), KX_OK);
 
         /* a root where there is no store */
 
@@ -813,7 +813,7 @@ test_keep(void **state)
     kx_session_table_close(t, s);
     assert_int_equal(kx_store_keep(t, s, id(3)), KX_DECLINED);
     assert_null(kx_store_root(t, s));
-    assert_int_equal(kx_session_table_check(t), KX_OK);
+    assert_int_equal(kx_session_table_check(t, size, share), KX_OK);
     verify();
 }
 
@@ -866,7 +866,7 @@ test_find(void **state)
     assert_null(kx_store_peek(t, KX_SESSION_NONE, id(0)));
     assert_null(kx_store_peek(t, 0x80000000 | b, id(0)));
     assert_null(kx_store_find(t, 0x7fffffff, id(0), NOW + 11, IDLE));
-    assert_int_equal(kx_session_table_check(t), KX_OK);
+    assert_int_equal(kx_session_table_check(t, size, share), KX_OK);
     all_as_modelled();
 
     /* an idle one is seen as long as nobody uses it */
@@ -1387,11 +1387,11 @@ test_repair_keeps(void **state)
     /* the heads of the store */
 
     memset(view().head, 0x11, sizeof(kx_store_t));
-    assert_int_equal(kx_session_table_check(t), KX_DONE);
+    assert_int_equal(kx_session_table_check(t, size, share), KX_DONE);
     all_as_modelled();
 
     memset(view().head, 0, sizeof(kx_store_t));
-    assert_int_equal(kx_session_table_check(t), KX_DONE);
+    assert_int_equal(kx_session_table_check(t, size, share), KX_DONE);
     all_as_modelled();
 
     /* marks of a repair that has not come to its end */
@@ -1408,7 +1408,7 @@ test_repair_keeps(void **state)
     kx_session_table_change(t, record(0));
     kx_store_shift(t, record(0), KX_ITEM_MESSAGE);
 
-    assert_int_equal(kx_session_table_check(t), KX_DONE);
+    assert_int_equal(kx_session_table_check(t, size, share), KX_DONE);
     gone(0);
     all_as_modelled();
 
@@ -1730,7 +1730,7 @@ emptied(unsigned removal)
     assert_int_equal(list->count, 0);
     assert_int_equal(list->bytes, 0);
 
-    assert_int_equal(kx_session_table_check(t), KX_DONE);
+    assert_int_equal(kx_session_table_check(t, size, share), KX_DONE);
     lost(0);
     all_as_modelled();
 }
@@ -1820,7 +1820,7 @@ test_bad_items(void **state)
     assert_int_equal(kx_store_first(t, record(0), KX_ITEM_MESSAGE, &item),
                      KX_DECLINED);
     assert_int_equal(item.block, KX_SESSION_NONE);
-    assert_int_equal(kx_session_table_check(t), KX_DONE);
+    assert_int_equal(kx_session_table_check(t, size, share), KX_DONE);
 
     /* a chain that leads to the root, where the secret is */
 
@@ -1835,7 +1835,7 @@ test_bad_items(void **state)
     kx_store_write(t, &item, FIRST - 1, "0123456789", 10);
     kx_session_table_changed(t, record(0));
 
-    assert_int_equal(kx_session_table_check(t), KX_DONE);
+    assert_int_equal(kx_session_table_check(t, size, share), KX_DONE);
     lost(0);
     all_as_modelled();
 
@@ -1848,7 +1848,7 @@ test_bad_items(void **state)
     memset(root->id, 0xff, KX_ID_LEN);
     root->lists[KX_ITEM_AD].last = s->root;
     assert_int_equal(add(1, KX_ITEM_AD, 5), KX_DECLINED);
-    assert_int_equal(kx_session_table_check(t), KX_DONE);
+    assert_int_equal(kx_session_table_check(t, size, share), KX_DONE);
     verify();
 
     /* an item whose block has become another's */
@@ -1944,7 +1944,7 @@ test_heads(void **state)
                 h->free = BLOCKS;
             }
 
-            assert_int_equal(kx_session_table_check(t), KX_DONE);
+            assert_int_equal(kx_session_table_check(t, size, share), KX_DONE);
 
             /* fewer blocks than there were: this cannot be known */
 
@@ -2146,7 +2146,7 @@ test_use_of_damaged(void **state)
             damage_0(k);
             use_damaged(what);
 
-            (void) kx_session_table_check(t);
+            (void) kx_session_table_check(t, size, share);
             repair();
             verify();
 
@@ -2176,9 +2176,9 @@ test_damage_is_noticed(void **state)
     item_at(0, KX_ITEM_MESSAGE, 0, &item);
     block(item.block)->next = 1000;
 
-    assert_int_equal(kx_session_table_check(t), KX_OK);
+    assert_int_equal(kx_session_table_check(t, size, share), KX_OK);
     assert_false(is_entry(&item, &models[0].items[KX_ITEM_MESSAGE][0]));
-    assert_int_equal(kx_session_table_check(t), KX_DONE);
+    assert_int_equal(kx_session_table_check(t, size, share), KX_DONE);
     lost(0);
     all_as_modelled();
 
@@ -2186,7 +2186,7 @@ test_damage_is_noticed(void **state)
 
     view().head->free = record(1)->root;
     assert_int_equal(add(1, KX_ITEM_AD, 10), KX_DECLINED);
-    assert_int_equal(kx_session_table_check(t), KX_DONE);
+    assert_int_equal(kx_session_table_check(t, size, share), KX_DONE);
     all_as_modelled();
     assert_int_equal(add(1, KX_ITEM_AD, 10), KX_OK);
 
@@ -2195,7 +2195,7 @@ test_damage_is_noticed(void **state)
     assert_int_equal(add(1, KX_ITEM_AD, 800), KX_DECLINED);
     assert_int_equal(used(), n);
     assert_true(as_modelled(1));
-    assert_int_equal(kx_session_table_check(t), KX_DONE);
+    assert_int_equal(kx_session_table_check(t, size, share), KX_DONE);
     all_as_modelled();
     assert_int_equal(add(1, KX_ITEM_AD, 800), KX_OK);
 
@@ -2250,7 +2250,7 @@ test_each_word(void **state)
             word = (uint32_t *) mem + i;
             *word = values[k];
 
-            rc = kx_session_table_check(t);
+            rc = kx_session_table_check(t, size, share);
             assert_true(rc == KX_OK || rc == KX_DONE);
 
             repair();
@@ -2271,7 +2271,7 @@ test_each_word(void **state)
             *word = values[k];
 
             for (j = 0; j < 10; j++) {
-                (void) kx_session_table_check(t);
+                (void) kx_session_table_check(t, size, share);
 
                 if (record(0)) {
                     use_damaged(j);
@@ -2491,7 +2491,7 @@ test_random_damage(void **state)
             /* sometimes nobody looks first, as it is within a lock */
 
             if (draw(4) || from == 0) {
-                rc = kx_session_table_check(t);
+                rc = kx_session_table_check(t, size, share);
 
                 if (rc == KX_ERROR) {
                     assert_int_equal(from, 0);
@@ -2504,7 +2504,7 @@ test_random_damage(void **state)
 
         t->dirty = 1;
 
-        if (kx_session_table_check(t) == KX_ERROR) {
+        if (kx_session_table_check(t, size, share) == KX_ERROR) {
             t = kx_session_table_create(mem, size, share);
         }
 
@@ -2513,7 +2513,7 @@ test_random_damage(void **state)
         for (i = 0; i < 100; i++) {
             random_operation(now += draw(20));
             verify();
-            assert_int_equal(kx_session_table_check(t), KX_OK);
+            assert_int_equal(kx_session_table_check(t, size, share), KX_OK);
         }
     }
 }

@@ -170,7 +170,7 @@ test_create_fits(void **state)
         assert_true(t->buckets * 2 >= t->slots);
         assert_true(t->buckets <= t->slots);
         assert_int_equal(t->repaired, 0);
-        assert_int_equal(kx_session_table_check(t), KX_OK);
+        assert_int_equal(kx_session_table_check(t, size, 0), KX_OK);
         verify();
 
         /* the last byte of the last slot is in the block */
@@ -205,7 +205,7 @@ test_attach(void **state)
 
     other = kx_session_table_attach(copy, size, 0);
     assert_non_null(other);
-    assert_int_equal(kx_session_table_check(other), KX_OK);
+    assert_int_equal(kx_session_table_check(other, size, 0), KX_OK);
     assert_int_equal(kx_session_table_verify(other), KX_OK);
 
     s = kx_session_table_find(other, key(1), NOW, IDLE);
@@ -538,7 +538,7 @@ test_change_is_marked(void **state)
     assert_int_equal(s->busy, 0);
     verify();
 
-    assert_int_equal(kx_session_table_check(t), KX_OK);
+    assert_int_equal(kx_session_table_check(t, size, 0), KX_OK);
     assert_int_equal(t->repaired, 0);
     assert_non_null(find_at(2, NOW));
 }
@@ -560,7 +560,7 @@ test_check_drops_what_was_being_changed(void **state)
     find_at(1, NOW + 10);
     kx_session_table_change(t, find_at(3, NOW + 11));
 
-    assert_int_equal(kx_session_table_check(t), KX_DONE);
+    assert_int_equal(kx_session_table_check(t, size, 0), KX_DONE);
     assert_int_equal(t->repaired, 1);
     verify();
 
@@ -577,7 +577,63 @@ test_check_drops_what_was_being_changed(void **state)
         verify();
     }
 
-    assert_int_equal(kx_session_table_check(t), KX_OK);
+    assert_int_equal(kx_session_table_check(t, size, 0), KX_OK);
+}
+
+
+/* the header of a larger table, or a part of it, that someone wrote there */
+
+static void
+test_another_size_is_not_believed(void **state)
+{
+    void                *large;
+    unsigned             i;
+    kx_session_table_t   mine, *other;
+
+    (void) state;
+
+    large = NULL;
+
+    for (i = 0; i < 4; i++) {
+        make_slots(SLOTS);
+        open_at(1, NOW);
+
+        mine = *t;
+
+        assert_int_equal(posix_memalign(&large, 64, size * 64), 0);
+        other = kx_session_table_create(large, size * 64, 0);
+        assert_non_null(other);
+
+        t->size = other->size;
+        t->slots = other->slots;
+        t->buckets = other->buckets;
+
+        if (i & 1) {
+            t->magic = other->magic;
+        }
+
+        if (i & 2) {
+            t->seal = other->seal;
+        }
+
+        free(large);
+
+        if (i == 3) {
+            assert_int_equal(kx_session_table_check(t, size, 0), KX_ERROR);
+            assert_int_equal(t->slots, 0);
+            assert_null(find_at(1, NOW));
+            continue;
+        }
+
+        assert_int_equal(kx_session_table_check(t, size, 0), KX_DONE);
+        assert_true(t->size == mine.size);
+        assert_true(t->magic == mine.magic);
+        assert_true(t->seal == mine.seal);
+        assert_int_equal(t->slots, mine.slots);
+        assert_int_equal(t->buckets, mine.buckets);
+        assert_non_null(find_at(1, NOW));
+        verify();
+    }
 }
 
 
@@ -598,7 +654,7 @@ test_check_keeps_the_rest(void **state)
     t->dirty = 1;
     memset(t + 1, 0x5a, t->buckets * 4);
 
-    assert_int_equal(kx_session_table_check(t), KX_DONE);
+    assert_int_equal(kx_session_table_check(t, size, 0), KX_DONE);
     verify();
 
     for (i = 0; i < SLOTS - 1; i++) {
@@ -635,7 +691,7 @@ test_check_drops_what_makes_no_sense(void **state)
     find_at(6, NOW)->busy = 0xff;
 
     t->dirty = 1;
-    assert_int_equal(kx_session_table_check(t), KX_DONE);
+    assert_int_equal(kx_session_table_check(t, size, 0), KX_DONE);
     verify();
 
     assert_int_equal(t->used, 1);
@@ -696,7 +752,7 @@ test_words_of_the_size(void **state)
             t->slots ^= (j & 8) ? 1U << i % 32 : 0;
             t->buckets ^= (j & 16) ? 1U << i % 32 : 0;
 
-            assert_int_equal(kx_session_table_check(t), KX_DONE);
+            assert_int_equal(kx_session_table_check(t, size, 0), KX_DONE);
             assert_true(t->magic == good.magic);
             assert_true(t->seal == good.seal);
             assert_true(t->size == good.size);
@@ -715,8 +771,8 @@ test_words_of_the_size(void **state)
     t->magic ^= 0x10;
     t->seal ^= 0x20;
 
-    assert_int_equal(kx_session_table_check(t), KX_ERROR);
-    assert_int_equal(kx_session_table_check(t), KX_ERROR);
+    assert_int_equal(kx_session_table_check(t, size, 0), KX_ERROR);
+    assert_int_equal(kx_session_table_check(t, size, 0), KX_ERROR);
     assert_int_equal(kx_session_table_verify(t), KX_ERROR);
     assert_null(find_at(1, NOW));
     assert_null(open_at(1, NOW));
@@ -725,7 +781,7 @@ test_words_of_the_size(void **state)
     kx_session_table_close(t, slot(0));
 
     assert_ptr_equal(kx_session_table_create(mem, size, 0), t);
-    assert_int_equal(kx_session_table_check(t), KX_OK);
+    assert_int_equal(kx_session_table_check(t, size, 0), KX_OK);
     verify();
     assert_non_null(open_at(1, NOW));
 }
@@ -768,7 +824,7 @@ test_each_word(void **state)
                 word = (uint32_t *) mem + i;
                 *word = values[k];
 
-                rc = kx_session_table_check(t);
+                rc = kx_session_table_check(t, size, 0);
                 assert_true(rc == KX_OK || rc == KX_DONE);
 
                 for (j = 0; j < n; j++) {
@@ -778,7 +834,7 @@ test_each_word(void **state)
                 /* at most the session whose record it was is lost */
 
                 t->dirty = 1;
-                assert_int_equal(kx_session_table_check(t), KX_DONE);
+                assert_int_equal(kx_session_table_check(t, size, 0), KX_DONE);
                 verify();
 
                 found = 0;
@@ -794,7 +850,7 @@ test_each_word(void **state)
                 *word = values[k];
 
                 for (j = 0; j < 2 * SLOTS; j++) {
-                    kx_session_table_check(t);
+                    kx_session_table_check(t, size, 0);
 
                     s = kx_session_table_open(t, key(20 + j), 7, NOW + 11,
                                               WALL, IDLE, &created);
@@ -809,7 +865,7 @@ test_each_word(void **state)
                 }
 
                 t->dirty = 1;
-                assert_int_equal(kx_session_table_check(t), KX_DONE);
+                assert_int_equal(kx_session_table_check(t, size, 0), KX_DONE);
                 verify();
             }
         }
@@ -901,7 +957,7 @@ test_free_chain(void **state)
     slot(t->free)->next = KX_SESSION_NONE;
 
     for (i = 1; i < SLOTS; i++) {
-        kx_session_table_check(t);
+        kx_session_table_check(t, size, 0);
         assert_non_null(open_at(i, NOW + i));
     }
 
@@ -950,7 +1006,7 @@ test_repair_sorts(void **state)
         }
 
         t->dirty = 1;
-        assert_int_equal(kx_session_table_check(t), KX_DONE);
+        assert_int_equal(kx_session_table_check(t, size, 0), KX_DONE);
         assert_int_equal(t->used, sizes[n]);
         verify();
 
@@ -1122,6 +1178,7 @@ main(void)
         cmocka_unit_test_setup(test_change_is_marked, setup),
         cmocka_unit_test_setup(test_check_drops_what_was_being_changed,
                                setup),
+        cmocka_unit_test_setup(test_another_size_is_not_believed, setup),
         cmocka_unit_test_setup(test_check_keeps_the_rest, setup),
         cmocka_unit_test_setup(test_check_drops_what_makes_no_sense, setup),
         cmocka_unit_test_setup(test_find_drops_what_makes_no_sense, setup),

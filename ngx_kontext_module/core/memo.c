@@ -86,8 +86,8 @@ kx_memo_put(kx_memo_table_t *t, uint64_t tag, uint64_t hash,
 
 
 /*
- * The place of a tag, or the free one where it would be, as none gets free
- * again; NULL: there is neither.
+ * The place of a tag, or the free one that ends the search for it, as none
+ * gets free again; NULL: there is neither.
  */
 
 static kx_memo_place_t *

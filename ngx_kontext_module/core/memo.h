@@ -54,7 +54,7 @@ typedef struct {
 typedef struct {
     kx_memo_set_t   *sets;
     uint64_t         mask;           /* their number, a power of 2, less 1 */
-    uint32_t         next;           /* tells whose place a new one takes */
+    uint32_t         next;           /* tells which one has to give way */
 } kx_memo_table_t;
 
 
@@ -76,7 +76,10 @@ static inline void kx_memo_expect(const kx_memo_table_t *t, uint64_t tag);
 int kx_memo_find(const kx_memo_table_t *t, uint64_t tag, uint64_t *hash,
     const kx_memo_t **memo);
 
-/* Keeps a copy, in place of the one with that tag or of some other one. */
+/*
+ * Keeps a copy of memo, which is not one of the table's, in place of the one
+ * with that tag or of some other one.
+ */
 void kx_memo_put(kx_memo_table_t *t, uint64_t tag, uint64_t hash,
     const kx_memo_t *memo);
 

@@ -2,8 +2,8 @@
  * Copyright (C) the ngx_http_kontext_module authors
  *
  * What is said to a Kontext ad server and what it answers (protocol.md 2 to
- * 4, 8, 12.1), and the member that carries an ad to the client.  Bodies are
- * built and read with cJSON.
+ * 4, 8, 12.1), and the member that carries an ad to the client.  The memory
+ * of a body is cJSON's.
  */
 
 

@@ -10,9 +10,8 @@
 
 #define KX_SESSION_LAYOUT     0x6b78736573730004ULL
 
-/* an odd number and its inverse modulo 2^64 */
+/* an odd number */
 #define KX_SESSION_FACTOR     0x9e3779b97f4a7c15ULL
-#define KX_SESSION_INVERSE    0xf1de83e19937733dULL
 
 /* a power of two, and runs of 1, 2, 4 and so on up to that */
 #define KX_SESSION_MAX_SLOTS  0x40000000
@@ -48,10 +47,9 @@ _Static_assert(sizeof(kx_session_table_t) % sizeof(uint32_t) == 0,
 static int kx_session_table_geometry(kx_session_geometry_t *g, uint64_t word);
 static uint64_t kx_session_table_offset(uint64_t buckets);
 static uint64_t kx_session_table_seal(uint64_t word, uint64_t layout);
-static uint64_t kx_session_table_unseal(uint64_t seal, uint64_t layout);
 static unsigned kx_session_table_fits(const kx_session_table_t *t,
     uint64_t word, const kx_session_geometry_t *g);
-static int kx_session_table_restore(kx_session_table_t *t);
+static int kx_session_table_restore(kx_session_table_t *t, uint64_t word);
 static int kx_session_table_heads(kx_session_table_t *t);
 static kx_session_t *kx_session_table_get(kx_session_table_t *t,
     const unsigned char *key);
@@ -97,7 +95,7 @@ kx_session_table_create(void *mem, size_t size, unsigned share)
 
     t = mem;
 
-    /* what was here may not be taken for a table that is half made */
+    /* a table that is half made may not be taken for a whole one */
 
     t->magic = 0;
     t->seal = 0;
@@ -157,7 +155,13 @@ kx_session_table_geometry(kx_session_geometry_t *g, uint64_t word)
 
     size -= size / 64 * kx_session_table_share(word);
 
-    for (buckets = 1; /* void */ ; buckets *= 2) {
+    /* these are too few, whatever they take themselves */
+
+    slots = size / sizeof(kx_session_t);
+
+    for (buckets = 1; buckets * 8 < slots; buckets *= 2) { /* void */ }
+
+    for ( /* void */ ; /* void */ ; buckets *= 2) {
 
         offset = kx_session_table_offset(buckets);
 
@@ -208,16 +212,6 @@ kx_session_table_seal(uint64_t word, uint64_t layout)
 }
 
 
-static uint64_t
-kx_session_table_unseal(uint64_t seal, uint64_t layout)
-{
-    seal *= KX_SESSION_INVERSE;
-    seal ^= seal >> 32;
-
-    return (seal * KX_SESSION_INVERSE) ^ layout;
-}
-
-
 static unsigned
 kx_session_table_fits(const kx_session_table_t *t, uint64_t word,
     const kx_session_geometry_t *g)
@@ -231,11 +225,11 @@ kx_session_table_fits(const kx_session_table_t *t, uint64_t word,
 
 
 int
-kx_session_table_check(kx_session_table_t *t)
+kx_session_table_check(kx_session_table_t *t, size_t size, unsigned share)
 {
     int  rc;
 
-    rc = kx_session_table_restore(t);
+    rc = kx_session_table_restore(t, kx_session_table_word(size, share));
 
     if (rc == KX_ERROR) {
         return KX_ERROR;
@@ -256,28 +250,26 @@ kx_session_table_check(kx_session_table_t *t)
 
 
 static int
-kx_session_table_restore(kx_session_table_t *t)
+kx_session_table_restore(kx_session_table_t *t, uint64_t word)
 {
-    uint64_t               word;
+    uint64_t               magic, seal;
     kx_session_geometry_t  g;
 
-    word = kx_session_table_unseal(t->magic, KX_SESSION_LAYOUT);
+    magic = kx_session_table_seal(word, KX_SESSION_LAYOUT);
+    seal = kx_session_table_seal(word, ~KX_SESSION_LAYOUT);
 
-    if (kx_session_table_geometry(&g, word) != KX_OK) {
-        word = kx_session_table_unseal(t->seal, ~KX_SESSION_LAYOUT);
+    if ((t->magic != magic && t->seal != seal)
+        || kx_session_table_geometry(&g, word) != KX_OK)
+    {
+        /* half of a table, or none: it gets no slots */
 
-        if (kx_session_table_geometry(&g, word) != KX_OK) {
+        t->size = 0;
+        t->slots = 0;
+        t->buckets = 1;
 
-            /* how much memory there is nobody knows: a table of no slots */
+        kx_session_table_rebuild(t, 0);
 
-            t->size = 0;
-            t->slots = 0;
-            t->buckets = 1;
-
-            kx_session_table_rebuild(t, 0);
-
-            return KX_ERROR;
-        }
+        return KX_ERROR;
     }
 
     if (kx_session_table_fits(t, word, &g)) {
@@ -289,8 +281,8 @@ kx_session_table_restore(kx_session_table_t *t)
     t->size = word;
     t->slots = g.slots;
     t->buckets = g.buckets;
-    t->magic = kx_session_table_seal(word, KX_SESSION_LAYOUT);
-    t->seal = kx_session_table_seal(word, ~KX_SESSION_LAYOUT);
+    t->magic = magic;
+    t->seal = seal;
 
     return KX_DONE;
 }

@@ -17,7 +17,6 @@
 #define _KX_SESSION_TABLE_H_INCLUDED_
 
 
-#include "hash.h"
 #include "session.h"
 
 
@@ -70,11 +69,13 @@ kx_session_table_t *kx_session_table_attach(void *mem, size_t size,
 
 /*
  * To be called each time the lock was taken, before anything else: repairs
- * the table if a process died within a change.  Returns KX_OK, or KX_DONE
- * after a repair.  KX_ERROR: magic and seal are lost, and with them the size
- * of the block; the table finds and opens nothing until it is created anew.
+ * the table if a process died within a change.  size and share are those that
+ * it was created with: there is no other memory of it, whatever it says.
+ * Returns KX_OK, or KX_DONE after a repair.  KX_ERROR: magic and seal are both
+ * lost; the table finds and opens nothing until it is created anew.
  */
-int kx_session_table_check(kx_session_table_t *t);
+int kx_session_table_check(kx_session_table_t *t, size_t size,
+    unsigned share);
 
 /*
  * Finds the session of a key and moves it to the front; if it was last used

@@ -21,7 +21,8 @@
 #define ZONE_WALK_PAGE  4096         /* its size is so many of them */
 
 
-static kx_session_table_t *zone_walk_attach(unsigned char *p, size_t size);
+static kx_session_table_t *zone_walk_attach(unsigned char *p, size_t *size,
+    unsigned *share);
 
 
 int
@@ -31,8 +32,8 @@ main(int argc, char **argv)
     FILE                *f;
     long                 size;
     void                *mem;
-    size_t               i;
-    unsigned             dirty, found;
+    size_t               i, n;
+    unsigned             dirty, found, share;
     unsigned char       *p;
     kx_store_view_t      v;
     kx_session_table_t  *t;
@@ -64,7 +65,8 @@ main(int argc, char **argv)
     for (i = 0; i + sizeof(kx_session_table_t) < (size_t) size;
          i += ZONE_WALK_STEP)
     {
-        t = zone_walk_attach(p + i, (size_t) size - i);
+        n = (size_t) size - i;
+        t = zone_walk_attach(p + i, &n, &share);
 
         if (t == NULL) {
             continue;
@@ -73,7 +75,7 @@ main(int argc, char **argv)
         found++;
         dirty = t->dirty;
 
-        rc = kx_session_table_check(t);
+        rc = kx_session_table_check(t, n, share);
 
         if (rc == KX_ERROR || kx_session_table_verify(t) != KX_OK) {
             fprintf(stderr, "zone-walk: the table at %zu is damaged "
@@ -106,25 +108,25 @@ main(int argc, char **argv)
 /* how large it is only its owner knows; the table knows whether it is so */
 
 static kx_session_table_t *
-zone_walk_attach(unsigned char *p, size_t size)
+zone_walk_attach(unsigned char *p, size_t *size, unsigned *share)
 {
     size_t               n;
-    unsigned             share;
     kx_session_table_t  *t;
 
     t = (kx_session_table_t *) p;
 
-    if (t->slots == 0 || t->slots > size / sizeof(kx_session_t)
+    if (t->slots == 0 || t->slots > *size / sizeof(kx_session_t)
         || t->buckets == 0 || (t->buckets & (t->buckets - 1)))
     {
         return NULL;
     }
 
-    for (n = ZONE_WALK_PAGE; n <= size; n += ZONE_WALK_PAGE) {
+    for (n = ZONE_WALK_PAGE; n <= *size; n += ZONE_WALK_PAGE) {
 
-        for (share = 0; share <= KX_SESSION_MAX_SHARE; share++) {
+        for (*share = 0; *share <= KX_SESSION_MAX_SHARE; (*share)++) {
 
-            if (kx_session_table_attach(p, n, share)) {
+            if (kx_session_table_attach(p, n, *share)) {
+                *size = n;
                 return t;
             }
         }
