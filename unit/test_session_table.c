@@ -581,6 +581,17 @@ test_check_drops_what_was_being_changed(void **state)
 }
 
 
+static void
+header_is(const kx_session_table_t *good)
+{
+    assert_true(t->magic == good->magic);
+    assert_true(t->seal == good->seal);
+    assert_true(t->size == good->size);
+    assert_int_equal(t->slots, good->slots);
+    assert_int_equal(t->buckets, good->buckets);
+}
+
+
 /* the header of a larger table, or a part of it, that someone wrote there */
 
 static void
@@ -626,11 +637,7 @@ test_another_size_is_not_believed(void **state)
         }
 
         assert_int_equal(kx_session_table_check(t, size, 0), KX_DONE);
-        assert_true(t->size == mine.size);
-        assert_true(t->magic == mine.magic);
-        assert_true(t->seal == mine.seal);
-        assert_int_equal(t->slots, mine.slots);
-        assert_int_equal(t->buckets, mine.buckets);
+        header_is(&mine);
         assert_non_null(find_at(1, NOW));
         verify();
     }
@@ -753,11 +760,7 @@ test_words_of_the_size(void **state)
             t->buckets ^= (j & 16) ? 1U << i % 32 : 0;
 
             assert_int_equal(kx_session_table_check(t, size, 0), KX_DONE);
-            assert_true(t->magic == good.magic);
-            assert_true(t->seal == good.seal);
-            assert_true(t->size == good.size);
-            assert_int_equal(t->slots, good.slots);
-            assert_int_equal(t->buckets, good.buckets);
+            header_is(&good);
             verify();
 
             assert_non_null(find_at(i % SLOTS, NOW + 10));

@@ -33,7 +33,12 @@
 #define kx_session_table_share(word)  ((word) & 63)
 
 
+/* what the header of a table says of its size */
+
 typedef struct {
+    uint64_t  word;
+    uint64_t  magic;
+    uint64_t  seal;
     uint32_t  slots;
     uint32_t  buckets;
 } kx_session_geometry_t;
@@ -48,7 +53,7 @@ static int kx_session_table_geometry(kx_session_geometry_t *g, uint64_t word);
 static uint64_t kx_session_table_offset(uint64_t buckets);
 static uint64_t kx_session_table_seal(uint64_t word, uint64_t layout);
 static unsigned kx_session_table_fits(const kx_session_table_t *t,
-    uint64_t word, const kx_session_geometry_t *g);
+    const kx_session_geometry_t *g);
 static int kx_session_table_restore(kx_session_table_t *t, uint64_t word);
 static int kx_session_table_heads(kx_session_table_t *t);
 static kx_session_t *kx_session_table_get(kx_session_table_t *t,
@@ -79,17 +84,13 @@ static uint32_t *kx_session_table_buckets(kx_session_table_t *t);
 kx_session_table_t *
 kx_session_table_create(void *mem, size_t size, unsigned share)
 {
-    uint64_t                word;
     kx_session_table_t     *t;
     kx_session_geometry_t   g;
 
-    if (share > KX_SESSION_MAX_SHARE) {
-        return NULL;
-    }
-
-    word = kx_session_table_word(size, share);
-
-    if (kx_session_table_geometry(&g, word) != KX_OK) {
+    if (share > KX_SESSION_MAX_SHARE
+        || kx_session_table_geometry(&g, kx_session_table_word(size, share))
+           != KX_OK)
+    {
         return NULL;
     }
 
@@ -103,7 +104,7 @@ kx_session_table_create(void *mem, size_t size, unsigned share)
 
     memset(t, 0, sizeof(kx_session_table_t));
 
-    t->size = word;
+    t->size = g.word;
     t->slots = g.slots;
     t->buckets = g.buckets;
 
@@ -112,8 +113,8 @@ kx_session_table_create(void *mem, size_t size, unsigned share)
     t->repaired = 0;
     kx_barrier();
 
-    t->magic = kx_session_table_seal(word, KX_SESSION_LAYOUT);
-    t->seal = kx_session_table_seal(word, ~KX_SESSION_LAYOUT);
+    t->magic = g.magic;
+    t->seal = g.seal;
 
     return t;
 }
@@ -122,23 +123,19 @@ kx_session_table_create(void *mem, size_t size, unsigned share)
 kx_session_table_t *
 kx_session_table_attach(void *mem, size_t size, unsigned share)
 {
-    uint64_t                word;
     kx_session_table_t     *t;
     kx_session_geometry_t   g;
 
-    if (share > KX_SESSION_MAX_SHARE) {
-        return NULL;
-    }
-
-    word = kx_session_table_word(size, share);
-
-    if (kx_session_table_geometry(&g, word) != KX_OK) {
+    if (share > KX_SESSION_MAX_SHARE
+        || kx_session_table_geometry(&g, kx_session_table_word(size, share))
+           != KX_OK)
+    {
         return NULL;
     }
 
     t = mem;
 
-    return kx_session_table_fits(t, word, &g) ? t : NULL;
+    return kx_session_table_fits(t, &g) ? t : NULL;
 }
 
 
@@ -180,6 +177,9 @@ kx_session_table_geometry(kx_session_geometry_t *g, uint64_t word)
         }
     }
 
+    g->word = word;
+    g->magic = kx_session_table_seal(word, KX_SESSION_LAYOUT);
+    g->seal = kx_session_table_seal(word, ~KX_SESSION_LAYOUT);
     g->slots = (uint32_t) slots;
     g->buckets = (uint32_t) buckets;
 
@@ -213,12 +213,12 @@ kx_session_table_seal(uint64_t word, uint64_t layout)
 
 
 static unsigned
-kx_session_table_fits(const kx_session_table_t *t, uint64_t word,
+kx_session_table_fits(const kx_session_table_t *t,
     const kx_session_geometry_t *g)
 {
-    return t->magic == kx_session_table_seal(word, KX_SESSION_LAYOUT)
-           && t->seal == kx_session_table_seal(word, ~KX_SESSION_LAYOUT)
-           && t->size == word
+    return t->magic == g->magic
+           && t->seal == g->seal
+           && t->size == g->word
            && t->slots == g->slots
            && t->buckets == g->buckets;
 }
@@ -252,14 +252,10 @@ kx_session_table_check(kx_session_table_t *t, size_t size, unsigned share)
 static int
 kx_session_table_restore(kx_session_table_t *t, uint64_t word)
 {
-    uint64_t               magic, seal;
     kx_session_geometry_t  g;
 
-    magic = kx_session_table_seal(word, KX_SESSION_LAYOUT);
-    seal = kx_session_table_seal(word, ~KX_SESSION_LAYOUT);
-
-    if ((t->magic != magic && t->seal != seal)
-        || kx_session_table_geometry(&g, word) != KX_OK)
+    if (kx_session_table_geometry(&g, word) != KX_OK
+        || (t->magic != g.magic && t->seal != g.seal))
     {
         /* half of a table, or none: it gets no slots */
 
@@ -272,17 +268,17 @@ kx_session_table_restore(kx_session_table_t *t, uint64_t word)
         return KX_ERROR;
     }
 
-    if (kx_session_table_fits(t, word, &g)) {
+    if (kx_session_table_fits(t, &g)) {
         return KX_OK;
     }
 
     kx_session_table_mark(t);
 
-    t->size = word;
+    t->size = g.word;
     t->slots = g.slots;
     t->buckets = g.buckets;
-    t->magic = magic;
-    t->seal = seal;
+    t->magic = g.magic;
+    t->seal = g.seal;
 
     return KX_DONE;
 }
@@ -973,7 +969,7 @@ kx_session_table_verify(kx_session_table_t *t)
     kx_session_geometry_t  g;
 
     if (kx_session_table_geometry(&g, t->size) != KX_OK
-        || !kx_session_table_fits(t, t->size, &g)
+        || !kx_session_table_fits(t, &g)
         || t->dirty
         || kx_session_table_heads(t) != KX_OK)
     {
