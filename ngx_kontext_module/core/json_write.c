@@ -251,11 +251,11 @@ kx_json_write_string(kx_json_writer_t *w, const char *name, const kx_str_t *s,
 
 
 void
-kx_json_write_raw(kx_json_writer_t *w, const char *name, const kx_str_t *raw)
+kx_json_write_raw(kx_json_writer_t *w, const kx_str_t *raw)
 {
     unsigned char  *p;
 
-    kx_json_write_next(w, name);
+    kx_json_write_next(w, NULL);
 
     if (kx_json_write_room(w, raw->len + 2) != KX_OK) {
         return;

@@ -44,9 +44,8 @@ void kx_json_write_close(kx_json_writer_t *w, char bracket);
 void kx_json_write_string(kx_json_writer_t *w, const char *name,
     const kx_str_t *s, size_t max);
 
-/* Writes a raw string that kx_json_clean() was pleased with. */
-void kx_json_write_raw(kx_json_writer_t *w, const char *name,
-    const kx_str_t *raw);
+/* Writes a raw string, which has no name: one that pleased kx_json_clean(). */
+void kx_json_write_raw(kx_json_writer_t *w, const kx_str_t *raw);
 
 /*
  * Writes len bytes of JSON as they are, at least one: whole members with the

@@ -575,14 +575,14 @@ kx_protocol_message(kx_json_writer_t *w, const kx_message_t *m,
     }
 
     if (said->raw) {
-        kx_json_write_raw(w, NULL, &m->raw);
+        kx_json_write_raw(w, &m->raw);
 
     } else {
         kx_json_write_string(w, NULL, &said->text, max);
     }
 
     kx_protocol_piece(w, ",\"createdAt\":");
-    kx_json_write_raw(w, NULL, &created);
+    kx_json_write_raw(w, &created);
     kx_json_write_close(w, '}');
 }
 
