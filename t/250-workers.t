@@ -155,14 +155,38 @@ sub preload_of {
 }
 
 
-sub answer_ok {
-    my ($c, $name, @more) = @_;
+# an answer, whether or not there is an ad; returns the ad
+
+sub whole_ok {
+    my ($c, $name) = @_;
     my ($body, $ad) = without_kontext($c->read_response->body);
 
     local $Test::Builder::Level = $Test::Builder::Level + 1;
 
     is($body, sse(@ANSWER), "$name: the answer is whole");
-    ok(defined $ad, "$name: it has its ad");
+
+    return $ad;
+}
+
+
+sub answer_ok {
+    my ($c, $name) = @_;
+
+    local $Test::Builder::Level = $Test::Builder::Level + 1;
+
+    ok(defined whole_ok($c, $name), "$name: it has its ad");
+}
+
+
+# a chat and the backend's answer; returns its number for the log
+
+sub chat_on {
+    my ($c, $conversation, @texts) = @_;
+    my ($req, $t) = ask($c, $conversation, @texts);
+
+    $req->start->event(@ANSWER)->finish;
+
+    return $t;
 }
 
 
@@ -170,32 +194,26 @@ sub answer_ok {
 
 sub turn_ok {
     my ($c, $name, $conversation, @texts) = @_;
-    my ($req, $t) = ask($c, $conversation, @texts);
+    my $t = chat_on($c, $conversation, @texts);
 
     local $Test::Builder::Level = $Test::Builder::Level + 1;
 
-    $req->start->event(@ANSWER)->finish;
     answer_ok($c, $name);
 
     return logged($t);
 }
 
 
-# the same, whether or not there is an ad
+# the same, whether or not there is an ad; returns the ad
 
-sub whole_ok {
+sub whole_turn_ok {
     my ($c, $name, $conversation, @texts) = @_;
-    my ($req) = ask($c, $conversation, @texts);
+
+    chat_on($c, $conversation, @texts);
 
     local $Test::Builder::Level = $Test::Builder::Level + 1;
 
-    $req->start->event(@ANSWER)->finish;
-
-    my ($body, $ad) = without_kontext($c->read_response->body);
-
-    is($body, sse(@ANSWER), "$name: the answer is whole");
-
-    return $ad;
+    return whole_ok($c, $name);
 }
 
 
@@ -406,13 +424,14 @@ foreach my $byte ("\xff", "\0", "\x5a") {
     write_zone($byte);
 
     foreach my $i (1 .. 4) {
-        whole_ok($nginx->client, $name, "damaged-$i", 'Hi');
+        whole_turn_ok($nginx->client, $name, "damaged-$i", 'Hi');
     }
 
     $nginx->reload;
 
     foreach my $i (1 .. 4) {
-        whole_ok($nginx->client, "$name, a reload", "damaged-$i", 'Hi again');
+        whole_turn_ok($nginx->client, "$name, a reload", "damaged-$i",
+                      'Hi again');
     }
 
     # what was written there ends, and there are ads again
@@ -420,7 +439,8 @@ foreach my $byte ("\xff", "\0", "\x5a") {
     my $i = 0;
 
     wait_until("$name: an ad", sub {
-        return defined whole_ok($nginx->client, $name, 'after-' . ++$i, 'Hi');
+        return defined whole_turn_ok($nginx->client, $name,
+                                     'after-' . ++$i, 'Hi');
     });
 }
 
