@@ -64,6 +64,12 @@ export const FORMATS = {
         ],
         finish: n => n - 1,
     },
+    textResponses: {
+        uri: '/text/v1/responses', type: 'text/event-stream',
+        request: text => FORMATS.responses.request(text),
+        frames: texts => FORMATS.responses.frames(texts),
+        finish: n => n - 1,
+    },
     anthropic: {
         uri: '/v1/messages', type: 'text/event-stream',
         request: text => ({ model: 'm', stream: true, max_tokens: 99, messages: messages(text) }),
@@ -151,9 +157,11 @@ export function compare(expected, got, complete) {
     }
 
     if (prefix + suffix < body.length) {
-        const rest = withoutMembers(got, from, to, got.length - body.length);
+        const ad = got.subarray(from, to + got.length - body.length).toString('latin1');
+        const rest = withoutMembers(ad) ?? withoutMessage(ad);
 
-        if (rest?.equals(body)) {
+        if (rest !== null && body.equals(Buffer.concat([got.subarray(0, from), Buffer.from(rest, 'latin1'),
+                                                        got.subarray(to + got.length - body.length)]))) {
             return '';
         }
 
@@ -178,17 +186,37 @@ function onlyAd(text) {
 
 const MEMBER = /"kontext":\{"messageId":"[\w-]+","ads":\[\{[^{}]*\}\]\}/;
 
-function withoutMembers(got, from, to, more) {
-    const text = got.subarray(from, to + more).toString('latin1');
+function withoutMembers(text) {
     const parts = text.match(new RegExp(MEMBER, 'g')) ?? [];
 
     if (parts.length !== 2 || parts[0] !== parts[1]) {
         return null;
     }
 
-    const rest = text.replace(new RegExp(`${MEMBER.source},|,${MEMBER.source}`, 'g'), '');
+    return text.replace(new RegExp(`${MEMBER.source},|,${MEMBER.source}`, 'g'), '');
+}
 
-    return Buffer.concat([got.subarray(0, from), Buffer.from(rest, 'latin1'), got.subarray(to + more)]);
+// and so is a text ad of the Responses API: the six events of a message, and the message in the response's output
+
+const EVENT = new RegExp('(?:event: [\\w.]+\\s+)?data: \\{"type":"response\\.(?:output_item|content_part|output_text)\\.'
+                         + '[^\\r\\n]*"msg_kontext\\w*"[^\\r\\n]*\\s+', 'g');
+
+function withoutMessage(text) {
+    const events = text.match(EVENT) ?? [];
+    const message = /"item":(\{.*"role":"assistant"\})/.exec(events.at(-1))?.[1];
+    const parts = text.split(events.join(''));
+
+    if (events.length !== 6 || parts.length !== 2 || !onlyAd(events.join(''))) {
+        return null;
+    }
+
+    const around = parts[1].split(message);
+
+    if (around.length !== 2) {
+        return null;
+    }
+
+    return `${parts[0]}${around[0].replace(/,$/, '')}${around[1]}`;
 }
 
 export function hasAd(expected, got) {
