@@ -134,6 +134,21 @@ foreach my $page (@PAGES) {
 }
 
 
+# the figures of the README are those that were measured
+
+{
+    my ($costs) = $TEXT{'README.md'} =~ /^## What it costs\n(.*?)^## /ms;
+    my $results = slurp('bench/RESULTS.md');
+    my @figures = $costs =~ /(?<![\d.])(\d+(?:\.\d+)?[ ](?:us|ms|KB|bytes)\b
+                             |x\d+\.\d+)/xg;
+
+    cmp_ok(scalar @figures, '>', 20, 'the README says what the module costs');
+
+    none('figures of the README that bench/RESULTS.md does not have',
+         grep { $results !~ /(?<![\d.])\Q$_\E/ } @figures);
+}
+
+
 # Directives
 
 my $MODULE = c_text("$SOURCES/ngx_http_kontext_module.c");
