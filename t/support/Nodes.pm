@@ -60,7 +60,7 @@ sub missing {
 
 
 # nodes => how many; store => a Kontext::Mock, or else there is a memcached;
-# options => of the directive; location => is added to the locations;
+# options => of the directive, or else it waits for long; location => is added to the locations;
 # http => and server => as well
 
 sub new {
@@ -95,7 +95,7 @@ sub new {
 sub _node {
     my ($self, $n) = @_;
     my $args = $self->{args};
-    my $options = $args->{options} // '';
+    my $options = $args->{options} // 'timeout=10s';
     my $store = $args->{no_store} ? ''
                 : "kontext_store /kontext_store $options;";
 
