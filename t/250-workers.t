@@ -447,8 +447,9 @@ foreach my $byte ("\xff", "\0", "\x5a") {
 
 # a worker is killed
 
+my ($victim, $other) = workers();
+
 {
-    my ($victim, $other) = workers();
     my $c1 = client_of($victim);
     my $c2 = client_of($other);
 
@@ -512,7 +513,7 @@ foreach my $byte ("\xff", "\0", "\x5a") {
 
 is($ads->open_connections, 0, 'no ad call is left');
 
-$nginx->stop_ok(allow => [ qr/worker process \d+ exited on signal 9/ ]);
+$nginx->stop_ok(allow => [ Kontext::Nginx::of_killed($victim) ]);
 
 
 # Many conversations at once, in the smallest zone.  Backend and ad server

@@ -1355,7 +1355,7 @@ CONF
        'a worker is killed: the numbers go on');
     $_->close foreach @streams;
 
-    $two->stop_ok(allow => [ qr/worker process $workers[1] exited on signal 9/ ]);
+    $two->stop_ok(allow => [ Kontext::Nginx::of_killed($workers[1]) ]);
 }
 
 

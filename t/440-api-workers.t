@@ -140,12 +140,11 @@ sub reload {
 sub stop_ok {
     my ($site, $name) = @_;
     my @alerts = $site->nginx->grep_log(qr/exited on signal/);
-    my $pids = join('|', @{$site->{killed}});
+    my @killed = @{$site->{killed}};
 
-    is(scalar @alerts, @{$site->{killed}}, "$name: no other worker has died");
+    is(scalar @alerts, scalar @killed, "$name: no other worker has died");
     $site->stop_ok(name => "$name: a clean log and a clean exit",
-                   (allow => [ qr/worker process (?:$pids) exited on signal 9/ ])
-                       x !!length $pids);
+                   allow => [ Kontext::Nginx::of_killed(@killed) ]);
 }
 
 

@@ -343,6 +343,19 @@ sub stop_ok {
 }
 
 
+# What the log may say of workers that were killed, for allow: one may have had
+# the lock of a zone, which nginx then opens.
+
+sub of_killed {
+    my $pids = join('|', @_);
+
+    return if !@_;
+
+    return (qr/worker process (?:$pids) exited on signal 9/,
+            qr/shared memory zone "\w+" was locked by (?:$pids)\z/);
+}
+
+
 sub DESTROY {
     my ($self) = @_;
 
