@@ -45,12 +45,6 @@ export const FORMATS = {
                           ...texts.map(t => chunk({ content: t }, null)), chunk({}, 'stop'), sse('[DONE]')],
         finish: n => n - 2,
     },
-    text: {
-        uri: '/text/v1/chat/completions', type: 'text/event-stream',
-        request: text => ({ model: 'm', stream: true, messages: messages(text) }),
-        frames: texts => FORMATS.openai.frames(texts),
-        finish: n => n - 2,
-    },
     responses: {
         uri: '/v1/responses', type: 'text/event-stream',
         request: text => ({ model: 'm', stream: true, input: text }),
@@ -62,12 +56,6 @@ export const FORMATS = {
                 { id: 'msg_1', type: 'message', status: 'completed', role: 'assistant',
                   content: [{ type: 'output_text', text: texts.join('') }] }] } }),
         ],
-        finish: n => n - 1,
-    },
-    textResponses: {
-        uri: '/text/v1/responses', type: 'text/event-stream',
-        request: text => FORMATS.responses.request(text),
-        frames: texts => FORMATS.responses.frames(texts),
         finish: n => n - 1,
     },
     anthropic: {
@@ -117,6 +105,11 @@ export const FORMATS = {
     },
 };
 
+// and as text
+
+FORMATS.text = { ...FORMATS.openai, uri: '/text/v1/chat/completions' };
+FORMATS.textResponses = { ...FORMATS.responses, uri: '/text/v1/responses' };
+
 // the answer to a seed: { frames, body, from, to } with the bytes where an ad may be
 
 export function answer(format, seed) {
@@ -156,12 +149,14 @@ export function compare(expected, got, complete) {
         suffix++;
     }
 
+    const more = got.length - body.length;
+
     if (prefix + suffix < body.length) {
-        const ad = got.subarray(from, to + got.length - body.length).toString('latin1');
+        const ad = got.subarray(from, to + more).toString('latin1');
         const rest = withoutMembers(ad) ?? withoutMessage(ad);
 
         if (rest !== null && body.equals(Buffer.concat([got.subarray(0, from), Buffer.from(rest, 'latin1'),
-                                                        got.subarray(to + got.length - body.length)]))) {
+                                                        got.subarray(to + more)]))) {
             return '';
         }
 
@@ -172,7 +167,6 @@ export function compare(expected, got, complete) {
         return `an ad at byte ${prefix}, not within ${from} to ${to}`;
     }
 
-    const more = got.length - body.length;
     const ad = got.subarray(Math.max(0, body.length - suffix), prefix + more).toString();
 
     return onlyAd(ad) ? '' : `bytes that are no ad: ${ad}`;
@@ -203,10 +197,11 @@ const EVENT = new RegExp('(?:event: [\\w.]+\\s+)?data: \\{"type":"response\\.(?:
 
 function withoutMessage(text) {
     const events = text.match(EVENT) ?? [];
+    const joined = events.join('');
     const message = /"item":(\{.*"role":"assistant"\})/.exec(events.at(-1))?.[1];
-    const parts = text.split(events.join(''));
+    const parts = text.split(joined);
 
-    if (events.length !== 6 || parts.length !== 2 || !onlyAd(events.join(''))) {
+    if (events.length !== 6 || parts.length !== 2 || !onlyAd(joined)) {
         return null;
     }
 

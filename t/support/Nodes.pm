@@ -60,8 +60,8 @@ sub missing {
 
 
 # nodes => how many; store => a Kontext::Mock, or else there is a memcached;
-# options => of the directive, or else it waits for long; location => is added to the locations;
-# http => and server => as well
+# options => of the directive, or else it waits for long; location => is added
+# to the locations; http => and server => as well
 
 sub new {
     my ($class, %args) = @_;

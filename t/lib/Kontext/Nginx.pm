@@ -347,9 +347,9 @@ sub stop_ok {
 # the lock of a zone, which nginx then opens.
 
 sub of_killed {
-    my $pids = join('|', @_);
-
     return if !@_;
+
+    my $pids = join('|', @_);
 
     return (qr/worker process (?:$pids) exited on signal 9/,
             qr/shared memory zone "\w+" was locked by (?:$pids)\z/);
